@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Specs: the text that names a resource and the stages before it.
+ *
+ *   spec     = { stage "|" } backend
+ *   stage    = name [ ":" option { "," option } ]
+ *   backend  = name ":" rest [ "?" option { "&" option } ]     a known back end's name, else:
+ *            | path                                            taken as it stands, "file:" meant
+ *   option   = key "=" value                                   a value may be "(" text ")", nested
+ *
+ * In a back end's rest and options, %XX stands for a byte; in a bare path nothing has a meaning. Everything is
+ * checked before anything is opened; errors quote the spec and point at the character.
+ */
+#ifndef REMORA_STORE_SPEC_H
+#define REMORA_STORE_SPEC_H
+
+#include "store/store.h"
+
+struct spec_option {
+	char *key, *value;
+	size_t at; /* offset of the value in the spec, for errors */
+	bool used;
+};
+
+struct spec_part {
+	char *name;	/* "retry", "file" */
+	char *rest;	/* back end: what stands before '?', decoded; "" for a stage */
+	size_t at, rest_at;
+	struct spec_option option[SPEC_OPTIONS_MAX];
+	size_t options;
+};
+
+struct spec {
+	char *text;
+	struct spec_part part[SPEC_STAGES_MAX + 1]; /* the last is the back end */
+	size_t parts;
+};
+
+MUST_USE int spec_parse(const char *text, struct spec *ret, struct err *e);
+void spec_done(struct spec *spec);
+
+/* Error that quotes the spec with a mark under `at`. */
+int spec_error(const struct spec *spec, size_t at, struct err *e, const char *fmt, ...) PRINTF_LIKE(4, 5);
+
+/* Options of one part, typed. Each leaves *ret alone when the option is absent; what nobody asked for is an error at
+ * the end (spec_options_end). */
+struct spec_args {
+	const struct spec *spec;
+	struct spec_part *part;
+	struct err *e;
+};
+MUST_USE int spec_get_size(struct spec_args *a, const char *key, uint64_t *ret);
+MUST_USE int spec_get_time(struct spec_args *a, const char *key, uint64_t *ret_ns);
+MUST_USE int spec_get_rate(struct spec_args *a, const char *key, uint64_t *ret_bytes_per_s);
+MUST_USE int spec_get_number(struct spec_args *a, const char *key, uint64_t min, uint64_t max, uint64_t *ret);
+MUST_USE int spec_get_bool(struct spec_args *a, const char *key, bool *ret); /* 0 1 no yes */
+MUST_USE int spec_get_text(struct spec_args *a, const char *key, const char **ret); /* borrowed from the spec */
+MUST_USE int spec_options_end(struct spec_args *a);
+
+struct store_open {
+	struct loop *loop;
+	bool read_only;	       /* asked for by the user: opens the resource without the right to write */
+	bool create;	       /* may make it, with create_size, when it is missing (copy's destination) */
+	uint64_t create_size;
+	uint64_t deadline_ns;  /* absolute, for a far side that does not answer; NEVER_NS = the default of the part */
+	const struct remora_callbacks *callbacks; /* for "callbacks:" */
+	void *callbacks_arg;
+	/* The first bytes that somebody will want: a remote store may ask for them in its hello. Length 0 = none. */
+	struct range first;
+};
+
+/* One row of the table of back ends and stages (table.c). Opens are set-up code: they may run the loop. */
+struct store_kind {
+	const char *name;
+	bool backend;
+	const char *usage; /* one line: "memory:SIZE", "limit:rate=RATE[,burst=SIZE]" */
+	/* `next` is NULL for a back end; ownership passes to the new store only on success. */
+	int (*open)(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next);
+};
+const struct store_kind *store_kind_find(const char *name, size_t len);
+const struct store_kind *store_kind_at(size_t i); /* NULL after the last */
+
+/* Parses and opens a whole row. 0 or -errno with the text. */
+MUST_USE int spec_open(struct store **ret, const char *text, const struct store_open *how, struct err *e);
+
+#endif

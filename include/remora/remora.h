@@ -103,8 +103,6 @@ struct remora_options {
 	uint32_t push_interval_ms; /* how often writes are looked for; 0 = 1000 */
 	uint32_t deadline_ms;	   /* how long access waits for a lost far side; 0 = 60000, UINT32_MAX = for ever */
 	enum remora_on_loss on_loss;
-	unsigned workers;	   /* threads that install pulled data; 0 = 1 */
-	int huge_pages;		   /* reserved for transparent huge pages: 0 */
 	struct remora_hooks hooks;
 	const struct remora_callbacks *callbacks; /* for the spec "callbacks:" */
 	void *callbacks_arg;

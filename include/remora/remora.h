@@ -164,6 +164,7 @@ struct remora_status {
 	uint64_t faults, fault_p50_ns, fault_p99_ns; /* that had to wait for the far side */
 	uint64_t pulled_bytes, pushed_bytes, evicted_bytes;
 	uint64_t flushes, pull_errors, push_errors;
+	uint64_t collect_ns; /* how long the last look for writes that found some took */
 	int last_error;	       /* negative errno value of the last failure, 0 = none */
 	char last_error_text[128];
 	int far_lost;	       /* 1 while the far side is away */

@@ -90,6 +90,7 @@ struct region_status {
 	uint64_t budget_bytes, inflight_bytes_max;
 	uint64_t pulled_bytes, pushed_bytes, evicted_bytes, faults_near, faults_far;
 	uint64_t flushes, pull_errors, push_errors;
+	uint64_t collect_ns; /* how long the last look for writes that found some took */
 	struct hist fault_latency; /* of faults that had to wait for the far side */
 	int last_err;
 	char last_why[128];

@@ -4,7 +4,7 @@
  * epoll (with a thread pool for files), and a simulation with its own clock, network and storage.
  *
  * Rules.
- *  1. One thread runs a loop and everything that belongs to it; only loop_post() and loop_wake() may be called
+ *  1. One thread runs a loop and everything that belongs to it; only loop_post() and loop_call() may be called
  *     from elsewhere.
  *  2. An op completes exactly once, always from loop_step(), never from within op_*() or op_cancel().
  *  3. The memory of an op, and the buffers it names, belong to the loop from op_*() until its done() is called.
@@ -128,7 +128,10 @@ struct op {
 	struct sockaddr_storage addr;
 	socklen_t addr_len;
 	struct link link;
-	void *engine; /* engine's own */
+	size_t moved;	     /* bytes so far, of an op that repeats */
+	int res;	     /* kept from the end of the op until done() */
+	unsigned char where; /* enum op_where of loop_int.h */
+	void *engine;	     /* engine's own */
 	uint64_t engine_word;
 };
 
@@ -170,7 +173,8 @@ int loop_socketpair(struct loop *loop, int ret_fd[2]);	 /* 0 or -errno */
 int loop_sockname(struct loop *loop, int fd, struct sockaddr_storage *ret, socklen_t *ret_len);
 int loop_open_file(struct loop *loop, const char *path, int flags, mode_t mode); /* fd or -errno */
 int loop_file_size(struct loop *loop, int fd, uint64_t *ret);
-/* What no op uses any more. A pending op on it is a CHECK in the simulation and an error of the caller's anywhere:
+/* What no op uses any more. Every descriptor that an op ran on is closed with this: an engine remembers it, and would
+ * mistake the next file that gets its number for the former one. A pending op on it is a CHECK in the simulation and an error of the caller's anywhere:
  * cancel first, close when it has completed. */
 void loop_close_fd(struct loop *loop, int fd);
 

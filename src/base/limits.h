@@ -30,6 +30,49 @@
 #define REQ_LEN_NODATA_MAX RESOURCE_SIZE_MAX /* FLUSH ZERO TRIM EXTENTS PREFETCH carry no data */
 #define REQ_EXTENTS_MAX 4096u		    /* extents in one answer */
 
+/* Stores. */
+#define STORE_ALIGN_MAX (64 * KIB)   /* what a store may ask its requests to be aligned to */
+#define STORE_EMUL_MAX 16u	     /* emulated requests at a time, per store; more of them wait */
+#define STORE_ZERO_PIECE (64 * KIB)  /* zeroing by writes: bytes per write */
+#define BACK_OPS_MAX 64u	     /* operations in flight of a back end on files or threads; more of them wait */
+#define BACK_BOUNCE_LEN (1 * MIB)    /* O_DIRECT with an unaligned buffer: bytes per copy */
+#define BACK_BOUNCES 8u
+#define MEMORY_SIZE_MAX (64 * TIB)   /* memory: what an address space can hold beside the rest */
+#define PATTERN_UNIT_MAX 1024u
+
+/* Stages. */
+#define STAGE_REQS_MAX 512u	     /* requests that a stage has below itself at a time; more of them wait */
+#define ORDER_REQS_MAX 256u	     /* the same of the order stage, which looks through all of them */
+#define ALIGN_PIECES_MAX 128u	     /* pieces in flight of one align stage */
+#define ALIGN_JOBS_MAX 256u	     /* requests being cut into them; more of them wait */
+#define ALIGN_PARTS_MAX 16u	     /* requests that may share one piece */
+#define ALIGN_BLOCK_MAX (1 * MIB)
+#define ALIGN_BOUNCE_MIN (64 * KIB)  /* up to here an unaligned read is one request */
+#define TRACE_BUF_LEN (256 * KIB)    /* each of the two buffers of the trace stage */
+#define VERIFY_REQS_MAX 32u	     /* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
+#define VERIFY_LEN_MAX (1 * MIB)
+
+/* Streams: a buffered reader and a gathering writer on a socket. */
+#define STREAM_BUF_LEN (16 * KIB)    /* read ahead; the longest header of any protocol fits */
+#define STREAM_IOV_MAX 256	     /* pieces of memory in one send */
+#define STREAM_BATCH_LEN (512 * KIB) /* in one send, but for a longer frame: what something urgent may have before it */
+
+/* The Remora protocol. */
+#define WIRE_LEN_MAX (16 * MIB)	   /* one READ or WRITE */
+#define WIRE_RUNS_MAX 64u	   /* runs in front of one payload */
+#define WIRE_CONNS_MAX 16u	   /* connections of one session */
+#define WIRE_TEXT_MAX 256u	   /* text of a request's error */
+#define WIRE_REFUSAL_TEXT_MAX 1000u /* text of a refused hello */
+#define WIRE_LIST_MAX (64 * KIB)   /* a list of resources, header included */
+#define REMORA_REQS_MAX 128u	   /* the client: in flight per connection */
+#define REMORA_REQS_URGENT 16u	   /* of them kept free for urgent ones */
+#define SERVER_EXPORTS_MAX 256u
+#define SERVER_CONNS_MAX 128u	   /* default for one server */
+#define SERVER_CONNS_UNGREETED 32u /* beyond them: connections that have not said who they are, or are being refused */
+#define SERVER_REQS_MAX 128u	   /* default, in flight per connection */
+#define SERVER_BYTES_MAX (32 * MIB) /* default, of buffers per connection; touched only as they are needed */
+#define SERVER_UNSENT_MAX (4 * MIB) /* default; with more than that no further request is read */
+
 /* Specs. */
 #define SPEC_LEN_MAX 4096u
 #define SPEC_STAGES_MAX 16u
@@ -39,6 +82,15 @@
 static_assert((PAGE_BYTES & (PAGE_BYTES - 1)) == 0, "pages are a power of two");
 static_assert(CHUNK_MIN >= PAGE_BYTES, "a chunk holds a page");
 static_assert(CHUNK_DEFAULT >= CHUNK_MIN && CHUNK_DEFAULT <= CHUNK_MAX, "the default is allowed");
+static_assert(STORE_ZERO_PIECE >= STORE_ALIGN_MAX, "a piece of zeros is aligned for every store");
+static_assert(BACK_BOUNCE_LEN >= STORE_ALIGN_MAX, "a bounce buffer holds an aligned block");
+static_assert(ALIGN_BLOCK_MAX >= STORE_ALIGN_MAX, "the align stage can serve every store");
+static_assert(VERIFY_LEN_MAX >= STORE_ALIGN_MAX, "a comparison holds an aligned block");
+static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk travels in one request of the protocol");
+static_assert(WIRE_RUNS_MAX / 2 + 2 <= STREAM_IOV_MAX, "a frame of the protocol fits into one send");
+static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN, "what must be whole fits");
+static_assert(SERVER_BYTES_MAX >= 2 * WIRE_LEN_MAX, "two of the longest requests at a time");
+static_assert(REMORA_REQS_URGENT < REMORA_REQS_MAX, "others get some too");
 static_assert(REQ_LEN_MAX >= CHUNK_MAX, "a chunk travels in one request");
 
 #endif

@@ -62,6 +62,14 @@ struct extents {
 	size_t max, count;
 };
 
+/* A request's state, store.c's. The values are magic, so that a request need not be zeroed by its maker. */
+enum req_state {
+	REQ_SUBMITTING = 0x52510001, /* within ops->submit(): a completion is deferred */
+	REQ_PENDING,		     /* the store has it */
+	REQ_DEFERRED,		     /* completed, done() is about to be called */
+	REQ_IDLE,		     /* the maker's; as is any other value */
+};
+
 struct req {
 	/* set by the maker */
 	enum req_op op;
@@ -74,7 +82,8 @@ struct req {
 
 	/* set before done() */
 	uint64_t ret_instance;	/* instance id that answered; 0 = the store's own never changes */
-	const char *ret_why;	/* text of the far side's error, or NULL; borrowed during done() */
+	const char *ret_why;	/* text of the far side's error, or NULL; borrowed during done(). The store's text
+				 * must last until its req_done() returns. */
 	bool ret_zero;		/* READ: known to be all zeros */
 
 	/* store.c's, and the store's that has the request (link, state) */
@@ -94,7 +103,9 @@ struct store_info {
 	uint32_t len_max;    /* longest READ or WRITE, a multiple of align */
 	uint32_t chunk;	     /* preferred unit of transfer, power of two */
 	bool read_only;
-	enum cap zero, trim, fua, extents, prefetch, flush; /* NATIVE or NONE from the store; store.c emulates */
+	/* NATIVE or NONE from the store; store_init() makes EMULATED of what it can emulate. FLUSH cannot be: a store
+	 * that has nothing to flush says NATIVE and answers 0. */
+	enum cap zero, trim, fua, extents, prefetch, flush;
 	uint64_t instance;   /* instance id; 0 = cannot forget what it acknowledged while it is open */
 	uint64_t identity;   /* same resource, same number, over restarts; 0 = unknown */
 };
@@ -121,7 +132,18 @@ enum store_event {
 	STORE_RESTARTED /* back with another instance id (info.instance has the new one): unflushed writes may be gone */
 };
 
-/* Embedded first in every store's own struct, which is malloc()ed. */
+/* What store.c needs to carry out one emulated request: a request of its own to the same store. */
+struct store_emul {
+	struct req req;
+	struct req *parent;
+	uint64_t at;	   /* ZERO by writes: bytes done */
+	uint64_t instance; /* that took the first piece */
+	unsigned tries;
+	bool flushing;
+	struct link link;
+};
+
+/* Embedded first in every store's own struct, which is calloc()ed. */
 struct store {
 	const struct store_ops *ops;
 	struct store *next;	/* a stage's; owned: closed after it. NULL for a back end */
@@ -136,16 +158,24 @@ struct store {
 	void *on_event_arg;
 	struct store *above;
 	/* closing */
-	bool aborting, closing;
+	bool aborting, abort_told, closing;
 	void (*closed)(void *arg);
 	void *closed_arg;
 	struct post close_post;
 	/* trace hook: every request as it starts and ends; NULL = none */
 	void (*trace)(void *arg, const struct store *store, const struct req *req, bool end);
 	void *trace_arg;
+	/* emulated requests in progress, and those that wait for one to end (req.link) */
+	struct store_emul emul[STORE_EMUL_MAX];
+	struct list emul_idle, emul_waiting;
 };
 
-/* Called last in a store's open: checks info, joins it to `next` (NULL for a back end; ownership moves to it). */
+/*
+ * Called last in a store's open: checks info, joins it to `next` (NULL for a back end; ownership moves to it). A stage
+ * whose info is still all zeros gets a copy of next's; it may change single fields afterwards (but not a capability
+ * from NATIVE to NONE: what changes those sets info before, beginning with a copy of next's). Zeros in align, len_max
+ * and chunk mean 1, REQ_LEN_MAX and CHUNK_DEFAULT.
+ */
 void store_init(struct store *store, const struct store_ops *ops, struct loop *loop, struct store *next);
 
 /* ---- for makers of requests ---- */
@@ -155,10 +185,11 @@ void req_submit(struct store *store, struct req *req);
 
 /* ---- for stores ---- */
 
-/* Completes a request that submit() got. May be called from within submit(): done() is then deferred. */
+/* Completes a request that submit() got. May be called from within submit(): done() is then deferred. -EOPNOTSUPP for
+ * ZERO, TRIM, EXTENTS or PREFETCH means that the store found out only now that it cannot: it is emulated from here on. */
 void req_done(struct req *req, int err);
 
-/* Tells those above. */
+/* Tells those above. With STORE_RESTARTED the store has put the new id into its info; stages above get it from there. */
 void store_emit(struct store *store, enum store_event event);
 
 /* From ops->close, as the last thing: free()s the store, goes on with the one below. */

@@ -21,11 +21,15 @@ struct sub_pool {
 	struct sub *all;
 	uint8_t *extra;
 	struct list idle;
-	struct list waiting; /* parents, by req.link */
+	struct list waiting; /* parents, by req.link, the urgent ones first */
 	size_t count, idle_count;
+	bool starting;
 	void (*start)(struct store *stage, struct req *parent);
 	struct store *stage;
 };
+
+/* Queues a request by its link: behind those of its own urgency, before the less urgent ones. */
+void req_queue(struct list *waiting, struct req *req);
 
 /* start() is called with each parent when a sub is idle; it takes what it needs with sub_get(). */
 MUST_USE int sub_pool_init(struct sub_pool *pool, struct store *stage, size_t count, size_t extra_bytes,

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The table of back ends and stages: what may stand in a spec, in the order in which it is listed to people.
+ *
+ * It names functions of the layers above this one, by symbol and never by include, so that the include direction holds;
+ * it is a file of its own, so that a test which defines its own store_kinds[] links only what that names.
+ */
+#include "store/spec.h"
+
+extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open, back_remora_open;
+extern store_open_fn stage_align_open, stage_fault_open, stage_limit_open, stage_order_open, stage_retry_open,
+	stage_trace_open, stage_verify_open;
+
+const struct store_kind store_kinds[] = {
+	{ "file", true, "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]", back_file_open },
+	{ "memory", true, "memory:SIZE", back_memory_open },
+	{ "pattern", true, "pattern:SIZE[?unit=TEXT][&seed=N]", back_pattern_open },
+	{ "remora", true, "remora://HOST:PORT[/NAME]", back_remora_open },
+	{ "remora+unix", true, "remora+unix:///SOCKET[/NAME]", back_remora_open },
+	{ "callbacks", true, "callbacks:", back_callbacks_open },
+
+	{ "align", false, "align", stage_align_open },
+	{ "fault", false, "fault[:seed=N]", stage_fault_open },
+	{ "limit", false, "limit:rate=RATE[,burst=SIZE]", stage_limit_open },
+	{ "order", false, "order", stage_order_open },
+	{ "retry", false, "retry[:for=TIME]", stage_retry_open },
+	{ "trace", false, "trace:file=PATH", stage_trace_open },
+	{ "verify", false, "verify:with=(SPEC)", stage_verify_open },
+	{ 0 },
+};

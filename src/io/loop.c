@@ -193,8 +193,9 @@ int loop_step(struct loop *loop, uint64_t until_ns)
 	CHECK(!loop->stepping); /* rule 5 */
 	if (loop->engine->step)
 		return loop->engine->step(loop, until_ns);
-	loop->stepping = true;
-	loop->runner = pthread_self();
+	CHECK(!loop->owned || pthread_equal(loop->owner, pthread_self())); /* rule 7 */
+	loop->stepping = loop->owned = true;
+	loop->owner = pthread_self();
 	if (loop->must_enter || !loop_has_ready(loop) || ++loop->busy_steps >= BUSY_STEPS_MAX) {
 		loop->busy_steps = 0;
 		err = engine_wait(loop, until_ns);
@@ -258,6 +259,19 @@ int loop_run(struct loop *loop)
 	while (!err && !loop->stop)
 		err = loop_step(loop, NEVER_NS);
 	loop->stop = false;
+	return err ? err : loop_detach(loop);
+}
+
+int loop_detach(struct loop *loop)
+{
+	int err = 0;
+
+	CHECK(!loop->stepping);
+	if (loop->owned && loop->engine->detach) {
+		CHECK(pthread_equal(loop->owner, pthread_self()));
+		err = loop->engine->detach(loop);
+	}
+	loop->owned = false;
 	return err;
 }
 

@@ -12,6 +12,8 @@
  *  4. op_cancel() asks; the op then completes with -ECANCELED, or with its result when that came first.
  *  5. Callbacks never run the loop. Set-up code, which is outside of callbacks, may (loop_run_until).
  *  6. loop_close() requires that no op is pending and no timer is set.
+ *  7. The thread that takes the first step owns the loop from then on (the kernel binds a ring to its thread). It
+ *     gives the loop up with loop_detach(), or by the end of loop_run(); then the next step may be another's.
  */
 #ifndef REMORA_IO_LOOP_H
 #define REMORA_IO_LOOP_H
@@ -59,8 +61,11 @@ uint64_t loop_now_fresh(struct loop *loop);
  * 0, or -errno when the engine itself broke. In a simulation -EDEADLK: nothing can ever happen any more. */
 MUST_USE int loop_step(struct loop *loop, uint64_t until_ns);
 
-/* Until loop_stop(). */
+/* Until loop_stop(). Then the loop is detached. */
 MUST_USE int loop_run(struct loop *loop);
+
+/* The owner only, outside of callbacks: whoever takes the next step owns the loop. What is pending stays so. */
+MUST_USE int loop_detach(struct loop *loop);
 void loop_stop(struct loop *loop);
 
 /* Set-up code only: steps until *flag is true or the time comes (-ETIMEDOUT). */

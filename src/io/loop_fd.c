@@ -124,7 +124,6 @@ static int try_accept(struct loop *loop, struct fdq *q)
 	return fd;
 }
 
-/* engine_word: 1 once the connection is under way. */
 static int try_connect(struct loop *loop, struct fdq *q, struct op *op)
 {
 	int err = set_nonblock(q);
@@ -132,7 +131,7 @@ static int try_connect(struct loop *loop, struct fdq *q, struct op *op)
 
 	if (err)
 		return err;
-	if (op->engine_word) {
+	if (op->engine_word & OPW_CONNECTING) {
 		struct pollfd p = { .fd = q->fd, .events = POLLOUT };
 
 		if (poll(&p, 1, 0) == 0)
@@ -142,7 +141,7 @@ static int try_connect(struct loop *loop, struct fdq *q, struct op *op)
 	if (connect(q->fd, (const struct sockaddr *)&op->addr, op->addr_len) == 0)
 		return 0;
 	if (errno == EINPROGRESS || errno == EINTR) {
-		op->engine_word = 1;
+		op->engine_word |= OPW_CONNECTING;
 		return -EAGAIN;
 	}
 	if (errno == EAGAIN) {

@@ -19,6 +19,13 @@ enum op_where {
 	AT_DONE,   /* on loop->completed: only done() is missing */
 };
 
+/* op->engine_word of ops on real descriptors. */
+#define OPW_CONNECTING 1u /* connect: under way, wait until writable */
+#define OPW_KERNEL 2u	  /* uring: submitted, a completion will come */
+#define OPW_CANCEL 4u	  /* uring: its cancellation was asked for */
+#define OPW_POLLING 8u	  /* uring: what was submitted is a poll in its place */
+#define OPW_BACKLOG 16u	  /* uring: on the list of those that found no room */
+
 /* op->flags of streams. */
 #define STREAM_ALL 1u /* repeat until everything is moved */
 
@@ -31,6 +38,7 @@ struct engine {
 	/* The op is filled and counted; submit() makes sure that loop_complete() is called once, now or later. */
 	void (*submit)(struct loop *loop, struct op *op);
 	void (*cancel)(struct loop *loop, struct op *op); /* pending, and not AT_DONE */
+	int (*detach)(struct loop *loop); /* may be NULL */
 	/* A connect at the head of q->writes is due for another try. */
 	void (*retry)(struct loop *loop, struct fdq *q);
 	/* Real engines: collects events into loop->completed; waits when until_ns is in the future. */
@@ -79,7 +87,8 @@ struct loop {
 	unsigned busy_steps;   /* steps since the engine was last asked */
 	bool must_enter;       /* the engine holds submissions back */
 	bool stepping, stop;
-	pthread_t runner; /* valid while stepping */
+	bool owned;
+	pthread_t owner; /* valid while owned */
 
 	struct timer_slot *heap;
 	size_t heap_len, heap_cap;

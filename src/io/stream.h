@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A stream: a connected socket with a buffered reader and a gathering writer, for protocols with headers and payloads.
+ *
+ * Reading: bytes are read ahead into a small buffer, where headers are looked at; a payload is received where it shall
+ * be (stream_fill), and only what had been read ahead of it is copied. Headers behind a payload come with the same
+ * system call.
+ * Writing: frames are lists of pieces of memory; all that wait are sent in one call, the urgent ones first. Nothing is
+ * allocated after stream_open().
+ *
+ * Callbacks come from the loop, never from within a call to the stream.
+ */
+#ifndef REMORA_IO_STREAM_H
+#define REMORA_IO_STREAM_H
+
+#include <sys/uio.h>
+
+#include "base/limits.h"
+#include "base/list.h"
+#include "io/loop.h"
+
+struct stream_frame {
+	const struct iovec *iov; /* borrowed, as is what it names, until sent() */
+	int iov_count;		 /* 1 .. STREAM_IOV_MAX */
+	/* Once per stream_send(): 0 = handed to the system, or -errno. May free or reuse the frame. */
+	void (*sent)(struct stream_frame *frame, int err);
+	/* the stream's */
+	size_t len;
+	struct link link;
+};
+
+struct stream {
+	/* the owner's, set before stream_open() */
+	void (*ready)(struct stream *s);	 /* new bytes in the buffer, or a fill that is complete */
+	void (*lost)(struct stream *s, int err); /* once: 0 = the peer has closed, or -errno. Nothing is read any more */
+	void (*stopped)(struct stream *s);	 /* the last callback: all is given back, the descriptor is closed */
+
+	/* to be looked at */
+	int fd;
+	uint64_t received_ns, sent_ns; /* when bytes last moved */
+	uint64_t received_bytes, sent_bytes;
+	size_t unsent; /* bytes of frames that have not been handed to the system */
+
+	/* the stream's */
+	struct loop *loop;
+	struct op rx, tx;
+	struct post tx_post, end_post;
+	uint8_t *buf;
+	size_t head, tail;	      /* of what is buffered */
+	struct iovec fill[STREAM_IOV_MAX];
+	struct iovec rx_iov[STREAM_IOV_MAX + 1]; /* the fill, and the buffer; the loop changes it */
+	int fill_at, fill_count;
+	size_t fill_left, skip_left;
+	struct list out_urgent, out, sending;
+	struct iovec tx_iov[STREAM_IOV_MAX];
+	size_t tx_len;
+	bool paused, is_lost, stopping, in_ready;
+};
+
+/* Owns fd from here on, also when it fails. */
+MUST_USE int stream_open(struct stream *s, struct loop *loop, int fd);
+
+/* Begins to read. Before that, frames may be sent. */
+void stream_start(struct stream *s);
+
+/* Ends it: frames that are not sent end with -ECANCELED, then stopped() is called. Asking twice is fine. */
+void stream_stop(struct stream *s);
+
+/* ---- reading; from ready(), or while paused ---- */
+
+static inline size_t stream_avail(const struct stream *s)
+{
+	return s->fill_left || s->skip_left ? 0 : s->tail - s->head;
+}
+
+/* stream_avail() bytes; at most STREAM_BUF_LEN of them can ever be there. */
+static inline const uint8_t *stream_peek(const struct stream *s)
+{
+	return s->buf + s->head;
+}
+
+static inline void stream_take(struct stream *s, size_t len)
+{
+	CHECK(len <= stream_avail(s));
+	s->head += len;
+}
+
+/* The next bytes of the stream go there; iov is copied, with entries of length 0 left out. True when they have
+ * arrived already, else ready() is called when they have. */
+MUST_USE bool stream_fill(struct stream *s, const struct iovec *iov, int iov_count);
+/* The next bytes are thrown away. */
+MUST_USE bool stream_skip(struct stream *s, size_t len);
+static inline bool stream_filled(const struct stream *s)
+{
+	return !s->fill_left && !s->skip_left;
+}
+
+/* While paused nothing is read from the socket, and ready() is not called. */
+void stream_pause(struct stream *s);
+void stream_resume(struct stream *s); /* the owner looks at what is buffered by himself */
+
+/* ---- writing ---- */
+
+void stream_send(struct stream *s, struct stream_frame *frame, bool urgent);
+
+#endif

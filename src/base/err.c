@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define ERRNO_END 256 /* Linux has none from here on */
+
 static void text_set(struct err *e, const char *fmt, va_list ap)
 {
 	vsnprintf(e->text, sizeof(e->text), fmt, ap);
@@ -57,4 +59,15 @@ int err_prefix(struct err *e, const char *fmt, ...)
 	n = strlen(e->text);
 	snprintf(e->text + n, sizeof(e->text) - n, ": %s", old);
 	return e->code;
+}
+
+int errno_find(const char *name, size_t len)
+{
+	for (int i = 1; i < ERRNO_END; i++) {
+		const char *known = strerrorname_np(i);
+
+		if (known && strlen(known) == len && !memcmp(known, name, len))
+			return i;
+	}
+	return 0;
 }

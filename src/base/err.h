@@ -7,6 +7,8 @@
 #ifndef REMORA_BASE_ERR_H
 #define REMORA_BASE_ERR_H
 
+#include <stddef.h>
+
 #include "base/check.h"
 #include "base/limits.h"
 
@@ -23,5 +25,8 @@ int err_sys(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 /* Puts a text in front of the one that is there ("opening disk.img: ..."); returns e->code. */
 int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* The errno (positive) of a name such as "EIO"; 0 when there is none. `len` bytes of `name` count. */
+int errno_find(const char *name, size_t len);
 
 #endif

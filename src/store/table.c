@@ -19,11 +19,14 @@ const struct store_kind store_kinds[] = {
 	{ "remora+unix", true, "remora+unix:///SOCKET[/NAME]", back_remora_open },
 	{ "callbacks", true, "callbacks:", back_callbacks_open },
 
-	{ "align", false, "align", stage_align_open },
-	{ "fault", false, "fault[:seed=N]", stage_fault_open },
-	{ "limit", false, "limit:rate=RATE[,burst=SIZE]", stage_limit_open },
+	{ "align", false, "align[:block=SIZE][,len=SIZE]", stage_align_open },
+	{ "fault", false,
+	  "fault[:seed=N][,error=N][,short=N][,hang=N][,delay=TIME][,read=BOOL][,write=BOOL][,flush=BOOL][,after=N]"
+	  "[,times=N][,errno=NAME]",
+	  stage_fault_open },
+	{ "limit", false, "limit:[rate=RATE][,burst=SIZE][,iops=N][,inflight=SIZE]", stage_limit_open },
 	{ "order", false, "order", stage_order_open },
-	{ "retry", false, "retry[:for=TIME]", stage_retry_open },
+	{ "retry", false, "retry[:for=TIME][,delay=TIME][,max=TIME][,on=ERRORS]", stage_retry_open },
 	{ "trace", false, "trace:file=PATH", stage_trace_open },
 	{ "verify", false, "verify:with=(SPEC)", stage_verify_open },
 	{ 0 },

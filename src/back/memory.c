@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * memory:SIZE - a resource in this process' own memory, zeros at first, gone when it is closed. Sparse: a mapping without
- * reserve, so that a terabyte costs what was written to it.
+ * memory:SIZE - a resource in this process' own memory, zeros at first, gone when it is closed. Sparse: a mapping
+ * without reserve, so that a terabyte costs what was written to it.
  *
- * A bitmap with a bit for each block of 64 KiB says where something was ever written: a block without its bit is zeros and
- * no page of it exists. Reads of such blocks do not touch the mapping, which would only make pages.
+ * A bitmap with a bit for each block of 64 KiB says where something was ever written: a block without its bit is zeros
+ * and no page of it exists. Reads of such blocks do not touch the mapping, which would only make pages.
  *
  * Everything completes within submit(). It forgets when its process ends, so it has an instance id, new at each open.
  *
@@ -27,7 +27,8 @@ struct memory {
 	struct store store;
 	uint8_t *base;	   /* NULL when the size is 0 */
 	size_t map_len;
-	uint64_t *written; /* a mapping too: 2 MiB for a terabyte, of which only what is used exists */
+	/* a mapping too: 2 MiB for a terabyte, of which only what is used exists */
+	uint64_t *written;
 	size_t written_len;
 };
 
@@ -78,7 +79,8 @@ static void memory_zero_run(struct memory *m, uint64_t start, uint64_t end)
 	/* The last page of the resource is ours to its end. */
 	if (end == m->store.info.size)
 		page_end = align_up(end, PAGE_BYTES);
-	if (page_start >= page_end || madvise(m->base + page_start, page_end - page_start, MADV_DONTNEED)) {
+	if (page_start >= page_end ||
+	    madvise(m->base + page_start, page_end - page_start, MADV_DONTNEED)) {
 		memset(m->base + start, 0, end - start);
 		return;
 	}
@@ -96,7 +98,8 @@ static void memory_zero(struct memory *m, struct range r)
 	while ((block = bitmap_next_set(m->written, stop, block)) < stop) {
 		size_t run = bitmap_next_clear(m->written, stop, block);
 
-		memory_zero_run(m, MAX(r.off, (uint64_t)block * BLOCK), MIN(end, (uint64_t)run * BLOCK));
+		memory_zero_run(m, MAX(r.off, (uint64_t)block * BLOCK),
+				MIN(end, (uint64_t)run * BLOCK));
 		block = run;
 	}
 	whole = (r.off + BLOCK - 1) / BLOCK;
@@ -165,7 +168,8 @@ static const struct store_ops memory_ops = {
 
 static void *map_sparse(size_t len)
 {
-	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -174,7 +178,8 @@ static int memory_map(struct memory *m, uint64_t size)
 {
 	if (!size)
 		return 0;
-	m->written_len = align_up(BITMAP_WORDS((size + BLOCK - 1) / BLOCK) * sizeof(uint64_t), PAGE_BYTES);
+	m->written_len = align_up(BITMAP_WORDS((size + BLOCK - 1) / BLOCK) * sizeof(uint64_t),
+				  PAGE_BYTES);
 	m->map_len = align_up(size, PAGE_BYTES);
 	m->written = map_sparse(m->written_len);
 	m->base = map_sparse(m->map_len);
@@ -184,7 +189,8 @@ static int memory_map(struct memory *m, uint64_t size)
 	return -ENOMEM;
 }
 
-int back_memory_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int back_memory_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	const struct spec_part *part = args->part;
 	struct memory *m;

@@ -81,7 +81,8 @@ static int value_check(const struct usage_key *key, const char *value, struct er
 	bool flag;
 
 	while (type < ARRAY_LEN(types) &&
-	       (strlen(types[type]) != key->type_len || memcmp(types[type], key->type, key->type_len)))
+	       (strlen(types[type]) != key->type_len ||
+		memcmp(types[type], key->type, key->type_len)))
 		type++;
 	switch (type) {
 	case 0:
@@ -99,12 +100,14 @@ static int value_check(const struct usage_key *key, const char *value, struct er
 	}
 }
 
-static int error_value(const struct spec *spec, const struct spec_option *o, struct err *e, const struct err *why)
+static int error_value(const struct spec *spec, const struct spec_option *o, struct err *e,
+		       const struct err *why)
 {
 	return spec_error(spec, o->at, e, "option '%s': %s", o->key, why->text);
 }
 
-static const struct spec_option *option_find(const struct spec_part *part, const char *key, size_t len)
+static const struct spec_option *option_find(const struct spec_part *part, const char *key,
+					     size_t len)
 {
 	for (size_t i = 0; i < part->options; i++)
 		if (strlen(part->option[i].key) == len && !memcmp(part->option[i].key, key, len))
@@ -118,7 +121,8 @@ static size_t part_text_end(const struct spec *spec, const struct spec_part *par
 	return part + 1 < spec->part + spec->parts ? part[1].at - 1 : strlen(spec->text);
 }
 
-int spec_check_options(const struct spec *spec, const struct spec_part *part, const struct store_kind *kind,
+int spec_check_options(const struct spec *spec, const struct spec_part *part,
+		       const struct store_kind *kind,
 		       struct err *e)
 {
 	const char *usage = kind->usage;
@@ -130,8 +134,8 @@ int spec_check_options(const struct spec *spec, const struct spec_part *part, co
 		struct err why;
 
 		if (!usage_find(kind->usage, o->key, &key))
-			return spec_error(spec, o->at - 1 - strlen(o->key) - (spec->text[o->at - 1] == '('), e,
-					  "%s has no option '%s': %s", kind->name, o->key, kind->usage);
+			return spec_error(spec, o->key_at, e, "%s has no option '%s': %s", kind->name,
+					  o->key, kind->usage);
 		if (value_check(&key, o->value, &why))
 			return error_value(spec, o, e, &why);
 	}
@@ -178,7 +182,8 @@ int spec_get_rate(struct spec_args *a, const char *key, uint64_t *ret_bytes_per_
 	struct spec_option *o = option_take(a, key);
 	struct err why;
 
-	return o && rate_parse(o->value, ret_bytes_per_s, &why) ? error_value(a->spec, o, a->e, &why) : 0;
+	return o && rate_parse(o->value, ret_bytes_per_s, &why) ?
+		error_value(a->spec, o, a->e, &why) : 0;
 }
 
 int spec_get_number(struct spec_args *a, const char *key, uint64_t min, uint64_t max, uint64_t *ret)
@@ -186,7 +191,8 @@ int spec_get_number(struct spec_args *a, const char *key, uint64_t min, uint64_t
 	struct spec_option *o = option_take(a, key);
 	struct err why;
 
-	return o && number_parse(o->value, min, max, ret, &why) ? error_value(a->spec, o, a->e, &why) : 0;
+	return o && number_parse(o->value, min, max, ret, &why) ?
+		error_value(a->spec, o, a->e, &why) : 0;
 }
 
 int spec_get_bool(struct spec_args *a, const char *key, bool *ret)
@@ -212,7 +218,7 @@ int spec_options_end(struct spec_args *a)
 		const struct spec_option *o = &a->part->option[i];
 
 		if (!o->used)
-			return spec_error(a->spec, o->at, a->e, "%s has no option '%s'", a->part->name, o->key);
+			return spec_error(a->spec, o->key_at, a->e, "%s has no option '%s'", a->part->name, o->key);
 	}
 	return 0;
 }

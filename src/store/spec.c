@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Specs: from text to a row of open stores. The grammar is in spec.h; this file splits the text into parts and options
- * (spec_parse), makes the errors that point at the character (spec_error), and opens the parts from the last to the first
- * (spec_open). The values of options are args.c's.
+ * (spec_parse), makes the errors that point at the character (spec_error), and opens the parts from the last to the
+ * first (spec_open). The values of options are args.c's.
  *
  * Invariants: every offset kept in a struct spec lies within its text, the end included. Nothing is opened before all
  * names, keys and values have been found good.
@@ -109,7 +109,8 @@ static unsigned edit_distance(const char *a, size_t a_len, const char *b)
 				now[j] = (unsigned)j;
 				continue;
 			}
-			now[j] = MIN(MIN(last[j] + 1, now[j - 1] + 1), last[j - 1] + (a[i - 1] != b[j - 1]));
+			now[j] = MIN(last[j] + 1, now[j - 1] + 1);
+			now[j] = MIN(now[j], last[j - 1] + (a[i - 1] != b[j - 1]));
 			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
 				now[j] = MIN(now[j], before[j - 2] + 1);
 		}
@@ -118,7 +119,8 @@ static unsigned edit_distance(const char *a, size_t a_len, const char *b)
 }
 
 /* "unknown stage 'rety' (did you mean 'retry'?); stages are: ..." */
-static int error_unknown(const struct spec *spec, size_t at, size_t len, bool backend, struct err *e)
+static int error_unknown(const struct spec *spec, size_t at, size_t len, bool backend,
+			 struct err *e)
 {
 	const char *guess = NULL, *what = backend ? "back end" : "stage";
 	char names[256] = "", hint[64] = "";
@@ -231,27 +233,32 @@ static int text_take(struct parse *p, size_t at, size_t end, bool decode, char *
 }
 
 /* One "key=value" in [at, end); *ret_next is behind it, at a separator or the end. */
-static int option_parse(struct parse *p, struct spec_part *part, size_t at, size_t end, char sep, bool decode,
+static int option_parse(struct parse *p, struct spec_part *part, size_t at, size_t end, char sep,
+			bool decode,
 			size_t *ret_next)
 {
 	const char *text = p->spec->text;
 	size_t key_end = at, value_end;
 	struct spec_option *o;
-	int r;
+	int key_len, r;
 
 	while (key_end < end && text[key_end] != '=' && text[key_end] != sep)
 		key_end++;
+	key_len = (int)MIN(key_end - at, 40u); /* as far as it is quoted */
 	if (key_end == at)
 		return spec_error(p->spec, at, p->e, "an option is missing here: write key=value");
 	if (key_end == end || text[key_end] != '=')
-		return spec_error(p->spec, key_end, p->e, "option '%.*s' has no value: write %.*s=VALUE",
-				  (int)MIN(key_end - at, 40u), text + at, (int)MIN(key_end - at, 40u), text + at);
+		return spec_error(p->spec, key_end, p->e,
+				  "option '%.*s' has no value: write %.*s=VALUE", key_len, text + at, key_len,
+				  text + at);
 	if (part->options == SPEC_OPTIONS_MAX)
 		return spec_error(p->spec, at, p->e, "more than %u options", SPEC_OPTIONS_MAX);
 	for (size_t i = 0; i < part->options; i++)
-		if (strlen(part->option[i].key) == key_end - at && !memcmp(part->option[i].key, text + at, key_end - at))
+		if (strlen(part->option[i].key) == key_end - at &&
+		    !memcmp(part->option[i].key, text + at, key_end - at))
 			return spec_error(p->spec, at, p->e, "option '%s' is given twice", part->option[i].key);
 	o = &part->option[part->options];
+	o->key_at = at;
 	o->at = key_end + 1;
 	if (o->at < end && text[o->at] == '(') {
 		size_t close = paren_end(text, o->at, end);
@@ -277,7 +284,8 @@ static int option_parse(struct parse *p, struct spec_part *part, size_t at, size
 	return text_take(p, at, key_end, false, &o->key);
 }
 
-static int options_parse(struct parse *p, struct spec_part *part, size_t at, size_t end, char sep, bool decode)
+static int options_parse(struct parse *p, struct spec_part *part, size_t at, size_t end, char sep,
+			 bool decode)
 {
 	for (;;) {
 		int r = option_parse(p, part, at, end, sep, decode, &at);
@@ -352,8 +360,10 @@ static int backend_parse(struct parse *p, size_t at, size_t end)
 				  kind->name);
 	}
 	if (name_end == end || !kind || !kind->backend) {
-		if (name_end < end && !strncmp(text + name_end, "://", 3) && find_char(text, at, name_end, '/') == name_end)
-			return error_unknown(p->spec, at, MIN(name_end - at, NAME_LEN_MAX), true, p->e);
+		if (name_end < end && !strncmp(text + name_end, "://", 3) &&
+		    find_char(text, at, name_end, '/') == name_end)
+			return error_unknown(p->spec, at, MIN(name_end - at, NAME_LEN_MAX), true,
+					     p->e);
 		return path_take(p, at, end);
 	}
 	part = part_add(p, at);
@@ -426,7 +436,8 @@ void spec_done(struct spec *spec)
 /* ---- opening ---- */
 
 /* The store that `part` describes, in front of *top, which it becomes. */
-static int part_open(struct spec *spec, struct spec_part *part, const struct store_open *how, struct store **top,
+static int part_open(struct spec *spec, struct spec_part *part, const struct store_open *how,
+		     struct store **top,
 		     struct err *e)
 {
 	const struct store_kind *kind = store_kind_find(part->name, strlen(part->name));
@@ -449,7 +460,8 @@ static int part_open(struct spec *spec, struct spec_part *part, const struct sto
 	return 0;
 }
 
-static int align_open(struct spec *spec, const struct store_open *how, struct store **top, struct err *e)
+static int align_open(struct spec *spec, const struct store_open *how, struct store **top,
+		      struct err *e)
 {
 	char name[] = "align", rest[] = "";
 	struct spec_part part = { .name = name, .rest = rest };
@@ -458,7 +470,8 @@ static int align_open(struct spec *spec, const struct store_open *how, struct st
 	return store_kind_find(name, strlen(name)) ? part_open(spec, &part, how, top, e) : 0;
 }
 
-static int parts_open(struct spec *spec, const struct store_open *how, struct store **top, struct err *e)
+static int parts_open(struct spec *spec, const struct store_open *how, struct store **top,
+		      struct err *e)
 {
 	for (size_t i = spec->parts; i--;) {
 		int r = part_open(spec, &spec->part[i], how, top, e);

@@ -10,11 +10,11 @@
  *       └── emulated ── emul_start ── own requests ── emul_step ... end ┴─ req_complete ── done()
  *
  * A request is SUBMITTING until req_submit() is about to return; a completion that comes meanwhile makes it DEFERRED,
- * and done() follows from the loop. So done() never runs inside its own req_submit(), and a row of stores that all answer
- * at once does not grow the stack.
+ * and done() follows from the loop. So done() never runs inside its own req_submit(), and a row of stores that all
+ * answer at once does not grow the stack.
  *
- * Emulation uses requests of the store's own, struct store_emul, which go to the same store's ops->submit. They are told
- * by their done function, are not counted, and belong to a parent that is.
+ * Emulation uses requests of the store's own, struct store_emul, which go to the same store's ops->submit. They are
+ * told by their done function, are not counted, and belong to a parent that is.
  *
  * Invariants: pending = requests between req_submit() and their done(). A store is freed only when pending is 0 and
  * store_close() was called; that decision is taken in close_run(), from the loop, never below a callback.
@@ -28,7 +28,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EMUL_TRIES_MAX 4u /* how often a durable write is repeated because the far side was restarted meanwhile */
+/* how often a durable write is repeated because the far side was restarted meanwhile */
+#define EMUL_TRIES_MAX 4u
 
 static _Alignas(PAGE_BYTES) const uint8_t zeros[STORE_ZERO_PIECE];
 
@@ -56,7 +57,8 @@ static void cap_settle(enum cap *cap, bool emulated)
 		*cap = emulated ? CAP_EMULATED : CAP_NONE;
 }
 
-void store_init(struct store *store, const struct store_ops *ops, struct loop *loop, struct store *next)
+void store_init(struct store *store, const struct store_ops *ops, struct loop *loop,
+		struct store *next)
 {
 	struct store_info *info = &store->info;
 
@@ -164,7 +166,8 @@ static bool emulate_late(struct req *req)
 /* Ends a request; `native` when the store itself said so, and not the wrapper. */
 static void req_end(struct req *req, int err, bool native)
 {
-	CHECK(req->state == REQ_SUBMITTING || req->state == REQ_PENDING); /* else: completed twice */
+	/* else: completed twice */
+	CHECK(req->state == REQ_SUBMITTING || req->state == REQ_PENDING);
 	CHECK(err <= 0);
 	if (native && err == -EOPNOTSUPP && emulate_late(req))
 		return;
@@ -209,6 +212,7 @@ static void emul_send(struct store_emul *e)
 	struct req *req = &e->req;
 
 	req->done = emul_done;
+	req->start_ns = loop_now_fresh(req->store->loop);
 	req->ret_instance = 0;
 	req->ret_why = NULL;
 	req->ret_zero = false;
@@ -392,7 +396,8 @@ static int req_check(const struct store *store, const struct req *req)
 	if (info->align > 1 && req->op != REQ_EXTENTS && req->op != REQ_PREFETCH)
 		if (r.off % info->align || (r.len % info->align && range_end(r) != info->size))
 			return -EINVAL;
-	if (req_op_changes(req->op) && req->flags & REQ_FUA && req->op != REQ_TRIM && info->fua == CAP_NONE)
+	if (req_op_changes(req->op) && req->flags & REQ_FUA && req->op != REQ_TRIM &&
+	    info->fua == CAP_NONE)
 		return -EOPNOTSUPP;
 	return 0;
 }
@@ -402,7 +407,8 @@ void req_submit(struct store *store, struct req *req)
 	int r;
 
 	CHECK(!store->closing);
-	CHECK(req->state != REQ_SUBMITTING && req->state != REQ_PENDING && req->state != REQ_DEFERRED);
+	CHECK(req->state != REQ_SUBMITTING && req->state != REQ_PENDING &&
+	      req->state != REQ_DEFERRED);
 	CHECK(req->done);
 	req->store = store;
 	req->state = REQ_SUBMITTING;

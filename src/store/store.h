@@ -37,7 +37,8 @@
 
 struct store;
 
-enum req_op { REQ_READ, REQ_WRITE, REQ_FLUSH, REQ_ZERO, REQ_TRIM, REQ_EXTENTS, REQ_PREFETCH, REQ_OPS };
+enum req_op { REQ_READ, REQ_WRITE, REQ_FLUSH, REQ_ZERO, REQ_TRIM, REQ_EXTENTS, REQ_PREFETCH,
+	      REQ_OPS };
 
 enum {
 	REQ_FUA = 1u << 0,	  /* WRITE, ZERO: durable before it completes */
@@ -99,21 +100,24 @@ enum cap { CAP_NONE, CAP_EMULATED, CAP_NATIVE };
 
 struct store_info {
 	uint64_t size;	     /* bytes, fixed while open */
-	uint32_t align;	     /* offsets and lengths are multiples of it, but for the end of the resource; 1 = any */
+	/* offsets and lengths are multiples of it, but for the end of the resource; 1 = any */
+	uint32_t align;
 	uint32_t len_max;    /* longest READ or WRITE, a multiple of align */
 	uint32_t chunk;	     /* preferred unit of transfer, power of two */
 	bool read_only;
 	/* NATIVE or NONE from the store; store_init() makes EMULATED of what it can emulate. FLUSH cannot be: a store
 	 * that has nothing to flush says NATIVE and answers 0. */
 	enum cap zero, trim, fua, extents, prefetch, flush;
-	uint64_t instance;   /* instance id; 0 = cannot forget what it acknowledged while it is open */
+	/* instance id; 0 = cannot forget what it acknowledged while it is open */
+	uint64_t instance;
 	uint64_t identity;   /* same resource, same number, over restarts; 0 = unknown */
 };
 
 struct store_ops {
 	const char *name; /* the word of the spec grammar */
 	void (*submit)(struct store *store, struct req *req);
-	void (*abort)(struct store *store); /* rule 7; NULL for stores that complete soon by themselves */
+	/* rule 7; NULL for stores that complete soon by themselves */
+	void (*abort)(struct store *store);
 	/* Nothing is pending. Releases what is its own (not the struct, not next), and when that is done, now or later,
 	 * calls store_closed(store). NULL = there is nothing to release. */
 	void (*close)(struct store *store);
@@ -129,7 +133,8 @@ struct store_counts {
 enum store_event {
 	STORE_LOST,	/* the far side is away; requests wait */
 	STORE_BACK,	/* and back, same instance */
-	STORE_RESTARTED /* back with another instance id (info.instance has the new one): unflushed writes may be gone */
+	/* back with another instance id (info.instance has the new one): unflushed writes may be gone */
+	STORE_RESTARTED
 };
 
 /* What store.c needs to carry out one emulated request: a request of its own to the same store. */
@@ -176,7 +181,8 @@ struct store {
  * from NATIVE to NONE: what changes those sets info before, beginning with a copy of next's). Zeros in align, len_max
  * and chunk mean 1, REQ_LEN_MAX and CHUNK_DEFAULT.
  */
-void store_init(struct store *store, const struct store_ops *ops, struct loop *loop, struct store *next);
+void store_init(struct store *store, const struct store_ops *ops, struct loop *loop,
+		struct store *next);
 
 /* ---- for makers of requests ---- */
 
@@ -186,10 +192,12 @@ void req_submit(struct store *store, struct req *req);
 /* ---- for stores ---- */
 
 /* Completes a request that submit() got. May be called from within submit(): done() is then deferred. -EOPNOTSUPP for
- * ZERO, TRIM, EXTENTS or PREFETCH means that the store found out only now that it cannot: it is emulated from here on. */
+ * ZERO, TRIM, EXTENTS or PREFETCH means that the store found out only now that it cannot: it is emulated from here on.
+ * */
 void req_done(struct req *req, int err);
 
-/* Tells those above. With STORE_RESTARTED the store has put the new id into its info; stages above get it from there. */
+/* Tells those above. With STORE_RESTARTED the store has put the new id into its info; stages above get it from there.
+ * */
 void store_emit(struct store *store, enum store_event event);
 
 /* From ops->close, as the last thing: free()s the store, goes on with the one below. */
@@ -207,11 +215,13 @@ void store_close(struct store *store, void (*closed)(void *arg), void *arg);
 /* ---- set-up code, tests, tools: run the loop until it is done; never from a callback ---- */
 
 MUST_USE int store_read(struct store *store, uint64_t off, void *buf, size_t len);
-MUST_USE int store_write(struct store *store, uint64_t off, const void *buf, size_t len, uint32_t flags);
+MUST_USE int store_write(struct store *store, uint64_t off, const void *buf, size_t len,
+			 uint32_t flags);
 MUST_USE int store_flush(struct store *store);
 MUST_USE int store_zero(struct store *store, uint64_t off, uint64_t len);
 MUST_USE int store_trim(struct store *store, uint64_t off, uint64_t len);
-MUST_USE int store_extents(struct store *store, uint64_t off, uint64_t len, struct extents *extents);
+MUST_USE int store_extents(struct store *store, uint64_t off, uint64_t len,
+			   struct extents *extents);
 void store_close_wait(struct store *store); /* aborts, closes, waits; NULL is fine */
 
 const char *req_op_name(enum req_op op);

@@ -3,8 +3,8 @@
  * A stage's own requests to the store below it: a fixed pool, so that the data path allocates nothing, and a queue of
  * parents for when it is empty.
  *
- * Invariants: a sub is idle (in pool->idle) or with the stage; idle_count counts the former. A parent waits only while no
- * sub is idle, except inside pool_start_waiting(), which `starting` keeps from entering itself.
+ * Invariants: a sub is idle (in pool->idle) or with the stage; idle_count counts the former. A parent waits only while
+ * no sub is idle, except inside pool_start_waiting(), which `starting` keeps from entering itself.
  *
  * Locking: none; loop thread only.
  */
@@ -41,7 +41,9 @@ int sub_pool_init(struct sub_pool *pool, struct store *stage, size_t count, size
 	size_t extra_each = (extra_bytes + 63) / 64 * 64;
 
 	CHECK(count && start);
-	*pool = (struct sub_pool){ .count = count, .idle_count = count, .start = start, .stage = stage };
+	*pool = (struct sub_pool){
+		.count = count, .idle_count = count, .start = start, .stage = stage,
+	};
 	list_init(&pool->idle);
 	list_init(&pool->waiting);
 	pool->all = calloc(count, sizeof(*pool->all));
@@ -126,7 +128,8 @@ void sub_put(struct sub *sub)
 {
 	struct sub_pool *pool = sub->pool;
 
-	CHECK(sub->req.state != REQ_SUBMITTING && sub->req.state != REQ_PENDING && sub->req.state != REQ_DEFERRED);
+	CHECK(sub->req.state != REQ_SUBMITTING && sub->req.state != REQ_PENDING &&
+	      sub->req.state != REQ_DEFERRED);
 	CHECK(!link_linked(&sub->link)); /* else: put twice, or still in a list of the stage's */
 	sub->parent = NULL;
 	list_push_front(&pool->idle, &sub->link);

@@ -32,7 +32,8 @@ struct sub_pool {
 void req_queue(struct list *waiting, struct req *req);
 
 /* start() is called with each parent when a sub is idle; it takes what it needs with sub_get(). */
-MUST_USE int sub_pool_init(struct sub_pool *pool, struct store *stage, size_t count, size_t extra_bytes,
+MUST_USE int sub_pool_init(struct sub_pool *pool, struct store *stage, size_t count,
+			   size_t extra_bytes,
 			   void (*start)(struct store *stage, struct req *parent));
 void sub_pool_done(struct sub_pool *pool);
 

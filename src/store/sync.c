@@ -29,7 +29,8 @@ static void sync_done(struct req *req, int err)
 		free(s);
 }
 
-static int sync_run(struct store *store, enum req_op op, struct range range, struct iobuf data, uint32_t flags,
+static int sync_run(struct store *store, enum req_op op, struct range range, struct iobuf data,
+		    uint32_t flags,
 		    struct extents *extents)
 {
 	struct sync *s = calloc(1, sizeof(*s));
@@ -38,7 +39,8 @@ static int sync_run(struct store *store, enum req_op op, struct range range, str
 	if (!s)
 		return -ENOMEM;
 	s->req = (struct req){
-		.op = op, .flags = flags, .range = range, .data = data, .extents = extents, .done = sync_done,
+		.op = op, .flags = flags, .range = range, .data = data, .extents = extents,
+			.done = sync_done,
 	};
 	req_submit(store, &s->req);
 	r = loop_run_until(store->loop, &s->done, NEVER_NS);
@@ -55,13 +57,15 @@ static int sync_run(struct store *store, enum req_op op, struct range range, str
 }
 
 /* READ and WRITE of any length: in pieces that the store takes. */
-static int sync_run_pieces(struct store *store, enum req_op op, uint64_t off, void *buf, size_t len, uint32_t flags)
+static int sync_run_pieces(struct store *store, enum req_op op, uint64_t off, void *buf, size_t len,
+			   uint32_t flags)
 {
 	size_t at = 0;
 
 	do {
 		size_t piece = MIN(len - at, (size_t)store->info.len_max);
-		int r = sync_run(store, op, range_of(off + at, piece), (struct iobuf){ (uint8_t *)buf + at, piece },
+		int r = sync_run(store, op, range_of(off + at, piece),
+				 (struct iobuf){ (uint8_t *)buf + at, piece },
 				 flags, NULL);
 
 		if (r)

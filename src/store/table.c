@@ -7,16 +7,20 @@
  */
 #include "store/spec.h"
 
-extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open, back_remora_open;
-extern store_open_fn stage_align_open, stage_fault_open, stage_limit_open, stage_order_open, stage_retry_open,
+extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open,
+	back_remora_open;
+extern store_open_fn stage_align_open, stage_fault_open, stage_limit_open, stage_order_open,
+	stage_retry_open,
 	stage_trace_open, stage_verify_open;
 
 const struct store_kind store_kinds[] = {
 	{ "file", true, "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]", back_file_open },
 	{ "memory", true, "memory:SIZE", back_memory_open },
 	{ "pattern", true, "pattern:SIZE[?unit=TEXT][&seed=N]", back_pattern_open },
-	{ "remora", true, "remora://HOST:PORT[/NAME]", back_remora_open },
-	{ "remora+unix", true, "remora+unix:///SOCKET[/NAME]", back_remora_open },
+	{ "remora", true, "remora://HOST:PORT[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]",
+	  back_remora_open },
+	{ "remora+unix", true,
+	  "remora+unix:///SOCKET[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]", back_remora_open },
 	{ "callbacks", true, "callbacks:", back_callbacks_open },
 
 	{ "align", false, "align[:block=SIZE][,len=SIZE]", stage_align_open },

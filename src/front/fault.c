@@ -49,7 +49,6 @@ struct fault_thread {
 	uint8_t *door;
 	/* following */
 	bool follow;
-	cpu_set_t allowed; /* what the process may use; we stay within */
 	int cpu;	   /* where we are, -1 = anywhere */
 	uint64_t asked_ns;
 };
@@ -95,13 +94,13 @@ static void follow(struct fault_thread *t, uint32_t tid)
 		return;
 	t->asked_ns = now;
 	cpu = thread_cpu(tid);
-	if (cpu < 0 || cpu == t->cpu || cpu >= CPU_SETSIZE || !CPU_ISSET((size_t)cpu, &t->allowed))
+	if (cpu < 0 || cpu == t->cpu || cpu >= CPU_SETSIZE)
 		return;
 	CPU_ZERO(&set);
-	CPU_SET((size_t)cpu, &set);
+	CPU_SET((size_t)cpu, &set); /* the faulter runs there, so we may, too */
 	if (sched_setaffinity(0, sizeof(set), &set) == 0)
 		t->cpu = cpu;
-	else
+	else if (errno != EINVAL) /* a core that was just taken away */
 		t->follow = false;
 }
 
@@ -174,8 +173,7 @@ int fault_thread_start(struct fault_thread **ret, int uffd, const uint8_t *base,
 	*ret = NULL;
 	if (!t)
 		return err_sys(e, -ENOMEM, "starting the fault thread");
-	*t = (struct fault_thread){ .uffd = uffd, .base = base, .fault = fault, .arg = arg, .cpu = -1 };
-	t->follow = sched_getaffinity(0, sizeof(t->allowed), &t->allowed) == 0;
+	*t = (struct fault_thread){ .uffd = uffd, .base = base, .fault = fault, .arg = arg, .follow = true, .cpu = -1 };
 	t->door = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (t->door == MAP_FAILED) {
 		t->door = NULL;

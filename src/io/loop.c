@@ -119,7 +119,7 @@ void loop_free(struct loop *loop)
 	pthread_mutex_destroy(&loop->posts_lock);
 	if (loop->wake_fd >= 0)
 		close(loop->wake_fd);
-	free(loop->heap);
+	heap_done(&loop->timers);
 	free(loop);
 }
 
@@ -130,7 +130,7 @@ void loop_close(struct loop *loop)
 	CHECK(!loop->stepping);
 	CHECK(loop->pending == 0);
 	timer_clear(loop, &loop->retry_timer);
-	CHECK(loop->heap_len == 0);
+	CHECK(loop->timers.len == 0);
 	CHECK(list_empty(&loop->deferred) && list_empty(&loop->posts));
 	loop->engine->close(loop);
 	loop_free(loop);
@@ -358,103 +358,31 @@ void loop_call(struct loop *loop, void (*fn)(void *arg), void *arg)
 	pthread_mutex_destroy(&call.lock);
 }
 
-/* ---- timers: a binary heap ordered by (time, order of setting) ---- */
-
-static bool slot_before(const struct timer_slot *a, const struct timer_slot *b)
-{
-	return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->seq < b->seq;
-}
-
-static void heap_put(struct loop *loop, size_t i, struct timer_slot slot)
-{
-	loop->heap[i] = slot;
-	slot.timer->heap_at = i + 1;
-}
-
-static void heap_up(struct loop *loop, size_t i, struct timer_slot slot)
-{
-	while (i && slot_before(&slot, &loop->heap[(i - 1) / 2])) {
-		heap_put(loop, i, loop->heap[(i - 1) / 2]);
-		i = (i - 1) / 2;
-	}
-	heap_put(loop, i, slot);
-}
-
-static void heap_down(struct loop *loop, size_t i, struct timer_slot slot)
-{
-	for (;;) {
-		size_t child = 2 * i + 1;
-
-		if (child + 1 < loop->heap_len && slot_before(&loop->heap[child + 1], &loop->heap[child]))
-			child++;
-		if (child >= loop->heap_len || !slot_before(&loop->heap[child], &slot))
-			break;
-		heap_put(loop, i, loop->heap[child]);
-		i = child;
-	}
-	heap_put(loop, i, slot);
-}
-
-static void heap_place(struct loop *loop, size_t i, struct timer_slot slot)
-{
-	if (i && slot_before(&slot, &loop->heap[(i - 1) / 2]))
-		heap_up(loop, i, slot);
-	else
-		heap_down(loop, i, slot);
-}
+/* ---- timers ---- */
 
 uint64_t loop_timer_next(const struct loop *loop)
 {
-	return loop->heap_len ? loop->heap[0].at_ns : NEVER_NS;
+	return heap_next(&loop->timers);
 }
 
 void timer_set(struct loop *loop, struct timer *timer, uint64_t at_ns)
 {
-	struct timer_slot slot = { .at_ns = at_ns, .seq = loop->timer_seq++, .timer = timer };
-
-	if (timer->heap_at) {
-		CHECK(loop->heap[timer->heap_at - 1].timer == timer);
-		timer->at_ns = at_ns;
-		heap_place(loop, timer->heap_at - 1, slot);
-		return;
-	}
-	if (loop->heap_len == loop->heap_cap) {
-		size_t cap = loop->heap_cap ? 2 * loop->heap_cap : 64;
-		struct timer_slot *heap = reallocarray(loop->heap, cap, sizeof(*heap));
-
-		CHECK(heap); /* 24 bytes per timer: nothing could go on without */
-		loop->heap = heap;
-		loop->heap_cap = cap;
-	}
-	timer->at_ns = at_ns;
-	heap_up(loop, loop->heap_len++, slot);
+	heap_set(&loop->timers, timer, at_ns);
 }
 
 void timer_clear(struct loop *loop, struct timer *timer)
 {
-	size_t i = timer->heap_at;
-	struct timer_slot last;
-
-	if (!i)
-		return;
-	CHECK(i <= loop->heap_len && loop->heap[i - 1].timer == timer);
-	timer->heap_at = 0;
-	last = loop->heap[--loop->heap_len];
-	if (last.timer != timer)
-		heap_place(loop, i - 1, last);
+	heap_clear(&loop->timers, timer);
 }
 
 static void run_timers(struct loop *loop)
 {
-	uint64_t seq_end = loop->timer_seq, now_ns = *loop->now;
+	uint64_t seq_end = loop->timers.seq;
+	struct timer *timer;
 
 	/* One that a callback sets for a time in the past fires in the next step: a step always ends. */
-	while (loop->heap_len && loop->heap[0].at_ns <= now_ns && loop->heap[0].seq < seq_end) {
-		struct timer *timer = loop->heap[0].timer;
-
-		timer_clear(loop, timer);
+	while ((timer = heap_take(&loop->timers, *loop->now, seq_end)))
 		timer->fire(timer);
-	}
 }
 
 static void retry_connects(struct timer *timer)

@@ -62,6 +62,12 @@ struct timer_slot {
 	struct timer *timer;
 };
 
+struct timer_heap {
+	struct timer_slot *slot;
+	size_t len, cap;
+	uint64_t seq; /* of the next one that is set */
+};
+
 /* What a real loop knows of one descriptor. Only the first op of `reads` and of `writes` is being worked on. */
 struct fdq {
 	int fd;
@@ -90,9 +96,7 @@ struct loop {
 	bool owned;
 	pthread_t owner; /* valid while owned */
 
-	struct timer_slot *heap;
-	size_t heap_len, heap_cap;
-	uint64_t timer_seq;
+	struct timer_heap timers;
 
 	/* Other threads' side. */
 	pthread_mutex_t posts_lock;
@@ -125,6 +129,15 @@ bool loop_has_ready(struct loop *loop);
 uint64_t loop_timer_next(const struct loop *loop); /* NEVER_NS when there is none */
 /* Everything but the engine; also what a simulated crash ends with. */
 void loop_free(struct loop *loop);
+
+/* ---- timer.c ---- */
+
+uint64_t heap_next(const struct timer_heap *h); /* NEVER_NS when empty */
+void heap_set(struct timer_heap *h, struct timer *timer, uint64_t at_ns);
+void heap_clear(struct timer_heap *h, struct timer *timer);
+/* Takes out the first, if it is due and was set before `seq_end`; or NULL. */
+struct timer *heap_take(struct timer_heap *h, uint64_t now_ns, uint64_t seq_end);
+void heap_done(struct timer_heap *h);
 
 /* ---- loop_fd.c ---- */
 

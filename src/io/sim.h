@@ -19,6 +19,7 @@ struct sim_net {
 	uint32_t stall_per_million;	     /* chance per segment of a stall */
 	uint64_t stall_max_ns;
 	uint32_t short_per_million;	     /* chance that a recv or send moves only part */
+	uint32_t buffer_bytes; /* what a direction holds, under way or unread, before send waits; 0 = 256 KiB */
 };
 
 struct sim_disk {

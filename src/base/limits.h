@@ -63,7 +63,7 @@
 #define WIRE_CONNS_MAX 16u	   /* connections of one session */
 #define WIRE_TEXT_MAX 256u	   /* text of a request's error */
 #define WIRE_REFUSAL_TEXT_MAX 1000u /* text of a refused hello */
-#define WIRE_LIST_MAX (64 * KIB)   /* a list of resources, header included */
+#define WIRE_LIST_MAX (128 * KIB)  /* a list of resources, header included */
 #define REMORA_REQS_MAX 128u	   /* the client: in flight per connection */
 #define REMORA_REQS_URGENT 16u	   /* of them kept free for urgent ones */
 #define SERVER_EXPORTS_MAX 256u
@@ -72,6 +72,27 @@
 #define SERVER_REQS_MAX 128u	   /* default, in flight per connection */
 #define SERVER_BYTES_MAX (32 * MIB) /* default, of buffers per connection; touched only as they are needed */
 #define SERVER_UNSENT_MAX (4 * MIB) /* default; with more than that no further request is read */
+
+/* Regions. */
+#define MAP_CHUNKS_MAX (1ULL << 40) /* a byte of address space each */
+#define MAP_RECS_MIN 64u
+#define MAP_RECS_BYTES (1 * MIB)	  /* page records; less with a small budget */
+#define REGION_INFLIGHT_DEFAULT (32 * MIB) /* transfer buffers */
+#define REGION_INFLIGHT_MAX (1 * GIB)
+#define REGION_UNIT (256 * KIB)		  /* one transfer in bulk, where a chunk is not larger */
+#define REGION_SMALL (16 * KIB)		  /* buffers for single dirty pages */
+#define REGION_SLOTS_MIN 4u		  /* large transfer buffers */
+#define REGION_SMALL_SLOTS_MAX 256u
+#define REGION_CHUNKS_MIN 8u		  /* what a budget must hold besides */
+#define REGION_READAHEAD_DEFAULT (8 * MIB)
+#define REGION_FAULTS_MAX 1024u		  /* distinct chunks that faults wait for; more threads wait outside */
+#define REGION_IOS_MAX 256u		  /* requests in progress; more of them wait */
+#define REGION_STREAMS 16u		  /* readers told apart by readahead */
+#define REGION_ADVICE_MAX 16u
+#define REGION_MARKS_MAX 64u
+#define REGION_FAILED_MAX 64u		  /* failed ranges remembered one by one */
+#define REGION_ORDER_MAX (1u << 20)	  /* spans of the background pull that are sorted by priority */
+#define FLOW_WINDOW_MIN (1 * MIB)
 
 /* Specs. */
 #define SPEC_LEN_MAX 4096u
@@ -90,7 +111,10 @@ static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk
 static_assert(WIRE_RUNS_MAX / 2 + 2 <= STREAM_IOV_MAX, "a frame of the protocol fits into one send");
 static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN, "what must be whole fits");
 static_assert(SERVER_BYTES_MAX >= 2 * WIRE_LEN_MAX, "two of the longest requests at a time");
+static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX), "a list holds all names");
 static_assert(REMORA_REQS_URGENT < REMORA_REQS_MAX, "others get some too");
+static_assert(REGION_UNIT <= REQ_LEN_MAX && REGION_SMALL < REGION_UNIT, "transfers fit in a request");
+static_assert(REGION_SMALL % PAGE_BYTES == 0, "small buffers hold whole pages");
 static_assert(REQ_LEN_MAX >= CHUNK_MAX, "a chunk travels in one request");
 
 #endif

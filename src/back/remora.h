@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The client of the Remora protocol, for those who open it without a spec: tests, commands, the public API. From a spec
+ * it is back_remora_open() (back/back.h).
+ */
+#ifndef REMORA_BACK_REMORA_H
+#define REMORA_BACK_REMORA_H
+
+#include "io/sock.h"
+#include "store/store.h"
+
+struct remora_options {
+	struct sock_addr addr;
+	int fd;		       /* >= 0: connected already, owned from the call on; there is no reconnecting then */
+	const char *name;      /* of the resource; "" = the only one that the server has */
+	unsigned connections;  /* 0 = 2 */
+	uint64_t for_ns;       /* how long requests wait for a lost server; NEVER_NS = for ever */
+	uint64_t connect_ns;   /* to connect and to be greeted; 0 = 10 s */
+	bool read_only;
+	struct range first;    /* to be read along with the hello; length 0 = nothing */
+};
+
+#define REMORA_FOR_DEFAULT_NS (60 * NS_PER_S)
+#define REMORA_CONNECT_DEFAULT_NS (10 * NS_PER_S)
+
+/* Zeros, but fd -1, name "" and the defaults of the spec. */
+void remora_options_init(struct remora_options *options);
+
+/* Set-up code: runs the loop until the server has answered. */
+MUST_USE int remora_open(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e);
+
+struct remora_counts {
+	unsigned connections, up; /* wanted, and there */
+	uint64_t connects, losses, replayed, restarts;
+	uint64_t first_hits; /* reads answered from what came with the hello */
+	uint64_t bytes_received, bytes_sent; /* of streams that have ended, and of those that live */
+};
+void remora_count(struct store *store, struct remora_counts *ret);
+
+struct remora_entry {
+	char name[NAME_LEN_MAX + 1];
+	uint64_t size;
+	bool read_only;
+};
+
+/* What a server has. Set-up code. *ret is the caller's to free(). fd as in the options. */
+MUST_USE int remora_list(struct loop *loop, const struct sock_addr *addr, int fd, uint64_t connect_ns,
+			 struct remora_entry **ret, size_t *ret_count, struct err *e);
+
+#endif

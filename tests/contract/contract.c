@@ -698,10 +698,21 @@ static void what_was_flushed_is_there_when_opened_again(struct test_case *c)
 	world_close(&w);
 }
 
+/* ThreadSanitizer leaves a program less than 2 TiB of addresses, in pieces. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define ENDLESS (256 * GIB)
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define ENDLESS (256 * GIB)
+#endif
+#ifndef ENDLESS
+#define ENDLESS TIB
+#endif
+
 static void memory_without_end_costs_nothing_until_it_is_written(struct test_case *c)
 {
-	static const struct row row = { "memory:1T", 0 };
-	struct test_case own = { .row = &row, .engine = c->engine };
+	char spec[64];
 	struct loop_options options = { .engine = c->engine };
 	struct extent x[4];
 	struct extents extents = { .at = x, .max = ARRAY_LEN(x) };
@@ -718,16 +729,17 @@ static void memory_without_end_costs_nothing_until_it_is_written(struct test_cas
 	}
 	assert_int_equal(loop_open(&loop, &options, &e), 0);
 	how = (struct store_open){ .loop = loop, .deadline_ns = NEVER_NS };
-	assert_int_equal(spec_open(&store, own.row->spec, &how, &e), 0);
-	assert_int_equal(store_write(store, TIB - 1, &byte, 1, 0), 0);
+	snprintf(spec, sizeof(spec), "memory:%llu", ENDLESS);
+	assert_int_equal(spec_open(&store, spec, &how, &e), 0);
+	assert_int_equal(store_write(store, ENDLESS - 1, &byte, 1, 0), 0);
 	byte = 0;
-	assert_int_equal(store_read(store, TIB - 1, &byte, 1), 0);
+	assert_int_equal(store_read(store, ENDLESS - 1, &byte, 1), 0);
 	assert_int_equal(byte, 'e');
-	assert_int_equal(store_extents(store, 0, TIB, &extents), 0);
+	assert_int_equal(store_extents(store, 0, ENDLESS, &extents), 0);
 	assert_int_equal(extents.count, 2);
 	assert_true(x[0].zero && !x[1].zero);
-	assert_int_equal(store_zero(store, 0, TIB), 0);
-	assert_int_equal(store_extents(store, 0, TIB, &extents), 0);
+	assert_int_equal(store_zero(store, 0, ENDLESS), 0);
+	assert_int_equal(store_extents(store, 0, ENDLESS, &extents), 0);
 	assert_int_equal(extents.count, 1);
 	assert_true(x[0].zero);
 	store_close_wait(store);
@@ -804,7 +816,7 @@ static void stack_add(struct cases *all, enum loop_engine engine, uint64_t seed)
 int main(int argc, char **argv)
 {
 	static struct cases all;
-	static const struct row endless = { "memory:1T", 0 };
+	static const struct row endless = { "memory:", 0 };
 	const char *name = argc > 1 ? argv[1] : "epoll";
 	enum loop_engine engine = !strcmp(name, "sim")	      ? LOOP_SIM
 				  : !strcmp(name, "io_uring") ? LOOP_URING

@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * remora serve: resources for others, over the Remora protocol.
+ *
+ * Place: opens the stores that the specs name, gives them to front/server.h, waits for a signal.
+ *
+ * Invariants: everything that can be wrong with the command line or the resources is found before the first listener opens,
+ * and nothing is announced before all of them are open. At the end, in this order: no more clients, requests in flight end,
+ * stores are flushed, stores close. Only when every flush succeeded is the exit code 0.
+ *
+ * Locking: none; one loop.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/limits.h"
+#include "base/size.h"
+#include "cmd/cmd.h"
+#include "front/server.h"
+#include "store/spec.h"
+
+#define GRACE_NS (10 * NS_PER_S)   /* for requests in flight, at the end */
+#define CONNS_PER_CLIENT 4u	   /* with --max-clients */
+
+struct resource {
+	const char *spec; /* borrowed from argv */
+	char name[NAME_LEN_MAX + 1];
+	bool name_given;
+	struct store *store;
+};
+
+struct serve {
+	struct run run;
+	struct common common;
+	struct server *server;
+	struct resource *resource;
+	size_t count;
+	struct sock_addr addr[OPT_LIST_MAX]; /* asked for, then taken */
+	bool stop, closed;
+	/* options */
+	struct opt_list listen;
+	bool read_only, no_list;
+	uint64_t max_clients, ready, grace_ns;
+};
+
+/* ---- names ---- */
+
+/* "NAME=SPEC": a name has no character that a path or a spec could have before its first '='. */
+static const char *name_split(const char *arg, char *ret_name)
+{
+	size_t len = strcspn(arg, "=/:|?%");
+
+	if (arg[len] != '=' || !len || len > NAME_LEN_MAX)
+		return arg;
+	memcpy(ret_name, arg, len);
+	ret_name[len] = '\0';
+	return arg + len + 1;
+}
+
+/* What a resource is called when nobody says: the last part of its path, or its back end. */
+static int name_default(struct resource *x, struct err *e)
+{
+	CLEANUP(spec_done) struct spec spec = { 0 };
+	const struct spec_part *back;
+	const char *slash, *name;
+	int r = spec_parse(x->spec, &spec, e);
+
+	if (r)
+		return r;
+	back = &spec.part[spec.parts - 1];
+	slash = strrchr(back->rest, '/');
+	name = slash ? slash + 1 : back->rest;
+	if ((strcmp(back->name, "file") && strncmp(back->name, "remora", 6)) || !*name)
+		name = back->name;
+	snprintf(x->name, sizeof(x->name), "%s", name);
+	return 0;
+}
+
+static int resources_name(struct serve *s, int count, char **args, struct err *e)
+{
+	s->resource = calloc((size_t)count, sizeof(*s->resource));
+	if (!s->resource)
+		return err_sys(e, -ENOMEM, "resources");
+	s->count = (size_t)count;
+	for (size_t i = 0; i < s->count; i++) {
+		struct resource *x = &s->resource[i];
+
+		x->spec = name_split(args[i], x->name);
+		x->name_given = x->spec != args[i];
+		if (!x->name_given && name_default(x, e))
+			return e->code;
+		for (size_t j = 0; j < i; j++)
+			if (!strcmp(s->resource[j].name, x->name))
+				return err_set(e, -EINVAL,
+					       "two resources are called '%s': name them, as in %s2=%s", x->name,
+					       x->name, x->spec);
+	}
+	return 0;
+}
+
+/* ---- opening ---- */
+
+static int addresses_parse(struct serve *s, struct err *e)
+{
+	for (size_t i = 0; i < s->listen.count; i++) {
+		int r = sock_parse(s->listen.at[i], &s->addr[i], e);
+
+		if (r) {
+			err_prefix(e, "--listen");
+			return r;
+		}
+		if (!sock_is_local(&s->addr[i]))
+			return err_set(e, -EINVAL,
+				       "--listen %s: only unix sockets and loopback addresses: there is no encryption "
+				       "yet (to reach it from afar: ssh -L)",
+				       s->listen.at[i]);
+	}
+	return 0;
+}
+
+static int resources_open(struct serve *s, struct err *e)
+{
+	const struct store_open how = { .loop = s->run.loop, .read_only = s->read_only, .deadline_ns = NEVER_NS };
+
+	for (size_t i = 0; i < s->count; i++)
+		if (spec_open(&s->resource[i].store, s->resource[i].spec, &how, e))
+			return e->code;
+	return 0;
+}
+
+static int server_start(struct serve *s, struct err *e)
+{
+	AUTO_FREE struct server_export *exports = calloc(s->count, sizeof(*exports));
+	struct server_options options = { .exports = exports, .export_count = s->count, .list_hidden = s->no_list };
+	int r;
+
+	if (!exports)
+		return err_sys(e, -ENOMEM, "server");
+	for (size_t i = 0; i < s->count; i++)
+		exports[i] = (struct server_export){ .name = s->resource[i].name, .store = s->resource[i].store,
+						     .read_only = s->read_only };
+	if (s->max_clients) {
+		options.limits.conns_max = (unsigned)MIN(s->max_clients, 100000u) * CONNS_PER_CLIENT;
+		options.limits.conns_session_max = CONNS_PER_CLIENT;
+	}
+	r = server_open(&s->server, s->run.loop, &options, e);
+	for (size_t i = 0; !r && i < s->listen.count; i++)
+		r = server_listen(s->server, &s->addr[i], &s->addr[i], e);
+	return r;
+}
+
+/* ---- telling ---- */
+
+static void announce_text(const struct serve *s)
+{
+	char text[SOCK_TEXT_MAX], size[SIZE_TEXT_MAX];
+
+	for (size_t i = 0; i < s->count; i++) {
+		const struct store_info *info = &s->resource[i].store->info;
+
+		printf("serving %s (%s%s) as %s\n", s->resource[i].spec, size_format(info->size, size),
+		       info->read_only ? ", read only" : "", s->resource[i].name);
+	}
+	for (size_t i = 0; i < s->listen.count; i++)
+		printf("listening on %s\n", sock_format(&s->addr[i], text));
+}
+
+static void announce_json(const struct serve *s)
+{
+	json_t *resources = json_array(), *listening = json_array();
+	char text[SOCK_TEXT_MAX];
+
+	for (size_t i = 0; i < s->count; i++) {
+		const struct store_info *info = &s->resource[i].store->info;
+
+		json_array_append_new(resources,
+				      json_pack("{s:s, s:s, s:I, s:b}", "name", s->resource[i].name, "spec",
+						s->resource[i].spec, "size", (json_int_t)info->size, "read_only",
+						info->read_only));
+	}
+	for (size_t i = 0; i < s->listen.count; i++)
+		json_array_append_new(listening, json_string(sock_format(&s->addr[i], text)));
+	out_json_line(json_pack("{s:o, s:o}", "listening", listening, "resources", resources));
+}
+
+static int announce(const struct serve *s, int ready_fd, struct err *e)
+{
+	char lines[OPT_LIST_MAX * (SOCK_TEXT_MAX + 1) + 1], text[SOCK_TEXT_MAX];
+	size_t len = 0;
+
+	if (s->common.json)
+		announce_json(s);
+	else if (!s->common.quiet)
+		announce_text(s);
+	fflush(stdout); /* whoever started us may read it through a pipe; if nobody does, that is no reason to stop */
+	for (size_t i = 0; i < s->listen.count; i++)
+		len += (size_t)snprintf(lines + len, sizeof(lines) - len, "%s\n", sock_format(&s->addr[i], text));
+	return ready_tell(ready_fd, lines, e);
+}
+
+/* ---- the end ---- */
+
+static void sockets_remove(const struct serve *s)
+{
+	for (size_t i = 0; i < s->listen.count; i++) {
+		const struct sockaddr_un *un = (const struct sockaddr_un *)&s->addr[i].ss;
+
+		if (s->addr[i].domain == AF_UNIX && un->sun_path[0])
+			unlink(un->sun_path);
+	}
+}
+
+/* The first signal ends it in good order, the second at once. */
+static void serve_signal(struct run *run)
+{
+	struct serve *s = CONTAINER_OF(run, struct serve, run);
+
+	s->stop = true;
+	if (run->signals == 1) {
+		log_info(&run->env.log, "signal %d: no more clients; waiting for requests in flight", run->last_signal);
+		return;
+	}
+	say_error("stopped at once: what clients had not flushed may be lost");
+	sockets_remove(s);
+	_exit(CMD_INCOMPLETE);
+}
+
+static void server_closed(void *arg)
+{
+	((struct serve *)arg)->closed = true;
+}
+
+static int resources_flush(struct serve *s)
+{
+	int code = CMD_OK;
+
+	for (size_t i = 0; i < s->count; i++) {
+		struct store *store = s->resource[i].store;
+		int r = store->info.read_only || store->info.flush == CAP_NONE ? 0 : store_flush(store);
+
+		if (r) {
+			say_error("%s: what was written could not be made durable: %s", s->resource[i].spec,
+				  *store->last_why ? store->last_why : strerror(-r));
+			code = CMD_DATA;
+		}
+	}
+	return code;
+}
+
+static int serve_end(struct serve *s)
+{
+	char status[256];
+	int code = CMD_OK;
+
+	if (s->server) {
+		server_status(s->server, status, sizeof(status));
+		log_info(&s->run.env.log, "ending: %s", status);
+		server_close(s->server, s->grace_ns, server_closed, s);
+		if (loop_run_until(s->run.loop, &s->closed, NEVER_NS))
+			return CMD_FAILED;
+		code = resources_flush(s);
+	}
+	for (size_t i = 0; i < s->count; i++)
+		store_close_wait(s->resource[i].store);
+	return code;
+}
+
+static int serve_run(struct serve *s, int argc, char **argv)
+{
+	struct err e = { 0 };
+	int ready_fd = -1, r, code = CMD_OK, end;
+
+	r = addresses_parse(s, &e);
+	if (!r)
+		r = resources_name(s, argc, argv, &e);
+	if (!r && s->ready != UINT64_MAX)
+		r = ready_check(s->ready, &ready_fd, &e);
+	if (!r)
+		r = run_open(&s->run, &s->common, &e);
+	if (r)
+		return say_failed(&e, NULL);
+	r = resources_open(s, &e);
+	if (!r)
+		r = server_start(s, &e);
+	if (!r) {
+		s->run.on_signal = serve_signal;
+		r = announce(s, ready_fd, &e);
+	}
+	while (!r && !s->stop) {
+		r = loop_step(s->run.loop, NEVER_NS);
+		if (r)
+			err_sys(&e, r, "the event loop");
+	}
+	if (r)
+		code = say_failed(&e, r == -EADDRINUSE ? "another process listens there; choose another address" : NULL);
+	end = serve_end(s);
+	run_close(&s->run);
+	return code ? code : end;
+}
+
+static const char serve_more[] =
+	"A SPEC is a path, memory:64M, pattern:1T and so on: see man remora-spec. NAME is what clients ask\n"
+	"for; it defaults to the file's name, or to the back end's. ADDR is unix:PATH, or HOST:PORT with\n"
+	"a loopback address (port 0 = any).\n"
+	"\n"
+	"SIGTERM or ^C: no more clients, requests in flight end, everything is flushed. Twice: at once.\n"
+	"\n"
+	"Examples:\n"
+	"  remora serve disk.img --listen unix:/run/remora.sock\n"
+	"  remora serve --read-only a=/srv/a.img b=/srv/b.img --listen 127.0.0.1:7000\n"
+	"  remora serve scratch=memory:1G --listen 127.0.0.1:0\n";
+
+int cmd_serve(int argc, char **argv)
+{
+	struct serve *s = calloc(1, sizeof(*s));
+	AUTO_FREE void *owner = s;
+	int r;
+
+	(void)owner;
+	if (!s)
+		return CMD_FAILED;
+	s->ready = UINT64_MAX;
+	s->grace_ns = GRACE_NS;
+	const struct opt options[] = {
+		{ "listen", 'l', OPT_LIST, "ADDR", "where it listens; may be given several times", &s->listen },
+		{ "read-only", 'r', OPT_FLAG, NULL, "refuses writes, and opens the resources without the right to write", &s->read_only },
+		{ "max-clients", 0, OPT_NUMBER, "N", "room for N clients with 4 connections each; default: 128 connections", &s->max_clients },
+		{ "no-list", 0, OPT_FLAG, NULL, "does not tell the names of the resources", &s->no_list },
+		{ "grace", 0, OPT_TIME, "TIME", "how long requests in flight may take at the end; default: 10s", &s->grace_ns },
+		{ "ready-fd", 0, OPT_NUMBER, "N", "writes its addresses to descriptor N and closes it when it is ready", &s->ready },
+		{ 0 },
+	};
+	const struct usage usage = {
+		.name = "serve",
+		.args = "[OPTION]... [NAME=]SPEC... --listen ADDR",
+		.options = options,
+		.more = serve_more,
+		.args_min = 1,
+		.args_max = SERVER_EXPORTS_MAX,
+		.json = true,
+		.loop = true,
+	};
+
+	r = options_parse(&usage, &s->common, argc, argv);
+	if (r >= 0)
+		return r;
+	if (!s->listen.count)
+		return say_usage("--listen is missing: say where, as in --listen unix:/run/remora.sock");
+	r = serve_run(s, argc - optind, argv + optind);
+	free(s->resource);
+	return out_end(r);
+}

@@ -1,34 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * align: takes requests of any offset and length and makes of them what the next store accepts: aligned to a block, no
- * longer than its longest. Above this stage everything is allowed; below it nothing is left to be checked.
+ * align: takes requests of any offset and length and makes of them what the next store accepts: aligned to a block,
+ * no longer than its longest. Above this stage everything is allowed; below it nothing is left to be checked.
  *
- * A request becomes a job, the job is cut into pieces from its first byte to its last, the pieces are requests to the next
- * store, several in flight at once. Kinds of pieces:
+ * A request becomes a job, the job is cut into pieces from its first byte to its last, the pieces are requests to
+ * the next store, several in flight at once. Kinds of pieces:
  *
  *   direct   aligned READ, WRITE, ZERO, TRIM: the job's own buffer goes through
  *   pass     FLUSH, EXTENTS, PREFETCH: as they are; they have no alignment
- *   bounce   READ, unaligned: the blocks around it are read into the piece's buffer, the part asked for is copied out.
- *            Also several small READs or WRITEs, aligned and adjacent, that were waiting: one piece serves them all
- *   rmw      WRITE or ZERO of a part of one block: the block is read, changed, written. Others that want a part of the same
- *            block join it as long as its write has not begun: one cycle serves them all
+ *   bounce   READ, unaligned: the blocks around it are read into the piece's buffer, the part asked for is copied
+ *            out. Also several small READs or WRITEs, aligned and adjacent, that were waiting: one piece serves
+ *            them all
+ *   rmw      WRITE or ZERO of a part of one block: the block is read, changed, written. Others that want a part of
+ *            the same block join it as long as its write has not begun: one cycle serves them all
  *
  *            TRIM is cut down to whole blocks. At the end of the resource the last block is as long as what is left.
  *
- * Pieces that change data are in `changes`, oldest first. An rmw writes back bytes that it was not asked to touch, as they
- * were when it read them; nothing else may change them meanwhile. So
+ * Pieces that change data are in `changes`, oldest first. An rmw writes back bytes that it was not asked to touch,
+ * as they were when it read them; nothing else may change them meanwhile. So
  *
  *   two of `changes` stand against each other when they overlap and one of them is an rmw: the later waits.
  *
- *   made ── none stands against it ─▶ sent ─▶ (rmw: read, then written) ─▶ done: out of `changes`, those behind are told
- *     └──── `blockers` do ─▶ waits ── the last of them done ──┘
+ *   made ── none stands against it ─▶ sent ─▶ (rmw: read, then written) ─▶ done: out of
+ *     └──── `blockers` do ─▶ waits ── the last of them done ──┘     `changes`, and those behind are told
  *
- * Two plain writes to one place are the order stage's matter, not ours. READs wait for nothing: bytes that no request in
- * flight changes are the same before and after an rmw.
+ * Two plain writes to one place are the order stage's matter, not ours. READs wait for nothing: bytes that no
+ * request in flight changes are the same before and after an rmw.
  *
  * Invariants: a piece has 1..ALIGN_PARTS_MAX parts, each of one job; a job's `pending` is the number of parts that it
- * has in pieces; a job with `more` is in `hungry`. When `hungry` is not empty, no piece is free. Completions come last:
- * nothing of this stage is touched between the done() of a parent and the return to the loop but what pump() finds.
+ * has in pieces; a job with `more` is in `hungry`. When `hungry` is not empty, no piece is free. Completions come
+ * last: nothing of this stage is touched between the done() of a parent and the return to the loop but what pump()
+ * finds.
  *
  * Locking: none, everything runs on the loop's thread.
  */
@@ -104,6 +106,11 @@ static struct piece *piece_of(struct link *k)
 	return LIST_ENTRY(k, struct sub, link)->extra;
 }
 
+static struct job *job_of(struct link *k)
+{
+	return LIST_ENTRY(k, struct job, link);
+}
+
 /* The blocks around r, cut at the end of the resource. */
 static struct range blocks_around(const struct align *a, struct range r)
 {
@@ -171,7 +178,7 @@ static bool job_part_done(struct job *job, const struct req *req, int err)
 
 static void job_begin(struct align *a, struct req *parent)
 {
-	struct job *job = LIST_ENTRY(list_pop_front(&a->idle_jobs), struct job, link);
+	struct job *job = job_of(list_pop_front(&a->idle_jobs));
 	uint64_t end = parent->op == REQ_FLUSH ? 0 : range_end(parent->range);
 	struct link *at = a->hungry.head.next;
 
@@ -190,7 +197,7 @@ static void job_begin(struct align *a, struct req *parent)
 	}
 	if (!(parent->flags & REQ_URGENT))
 		at = &a->hungry.head;
-	while (at != &a->hungry.head && LIST_ENTRY(at, struct job, link)->parent->flags & REQ_URGENT)
+	while (at != &a->hungry.head && job_of(at)->parent->flags & REQ_URGENT)
 		at = at->next;
 	link_insert_before(at, &job->link);
 }
@@ -348,10 +355,14 @@ static struct cut cut_next(const struct align *a, const struct job *job)
 		return (struct cut){ PIECE_DIRECT, rest, rest };
 	wide = blocks_around(a, rest);
 	block = blocks_around(a, range_of(rest.off, 1));
-	if (parent->op == REQ_READ && !is_aligned(a, rest) && wide.len <= MIN(a->bounce_len, a->len_max))
+	if (parent->op == REQ_READ && !is_aligned(a, rest) &&
+	    wide.len <= MIN(a->bounce_len, a->len_max))
 		return (struct cut){ PIECE_BOUNCE, rest, wide };
-	if (rest.off != block.off || range_end(rest) < range_end(block))
-		return (struct cut){ parent->op == REQ_READ ? PIECE_BOUNCE : PIECE_RMW, range_cut(rest, block), block };
+	if (rest.off != block.off || range_end(rest) < range_end(block)) {
+		enum piece_kind kind = parent->op == REQ_READ ? PIECE_BOUNCE : PIECE_RMW;
+
+		return (struct cut){ kind, range_cut(rest, block), block };
+	}
 	/* Whole blocks: up to the last one that is whole. */
 	len = range_end(rest) == a->store.info.size ? rest.len : align_down(rest.len, a->block);
 	if (parent->op != REQ_ZERO)
@@ -379,12 +390,14 @@ static bool rmw_join(struct align *a, struct job *job, const struct cut *cut)
 static struct job *neighbour_find(struct align *a, const struct piece *p, const struct req *first)
 {
 	struct link *k = list_first(&a->hungry);
-	struct job *job = k ? LIST_ENTRY(k, struct job, link) : NULL;
+	struct job *job = k ? job_of(k) : NULL;
 	const struct req *req = job ? job->parent : NULL;
 
-	if (!req || p->parts == ALIGN_PARTS_MAX || req->op != first->op || req->flags != first->flags)
+	if (!req || p->parts == ALIGN_PARTS_MAX || req->op != first->op ||
+	    req->flags != first->flags)
 		return NULL;
-	if (job->at != req->range.off || job->at != range_end(p->range) || !is_aligned(a, req->range))
+	if (job->at != req->range.off || job->at != range_end(p->range) ||
+	    !is_aligned(a, req->range))
 		return NULL;
 	return p->range.len + req->range.len <= MIN(a->bounce_len, a->len_max) ? job : NULL;
 }
@@ -447,7 +460,7 @@ static void pump(struct align *a)
 		k = list_first(&a->hungry);
 		if (!k)
 			break;
-		job = LIST_ENTRY(k, struct job, link);
+		job = job_of(k);
 		cut = cut_next(a, job);
 		if (cut.kind == PIECE_RMW && rmw_join(a, job, &cut))
 			continue;
@@ -510,7 +523,7 @@ static void align_abort(struct store *store)
 	while ((k = list_pop_front(&failed)))
 		req_done(LIST_ENTRY(k, struct req, link), -ESHUTDOWN);
 	while ((k = list_first(&a->hungry))) {
-		struct job *job = LIST_ENTRY(k, struct job, link);
+		struct job *job = job_of(k);
 
 		job_fail(job, -ESHUTDOWN, NULL);
 		if (!job->pending)
@@ -558,10 +571,12 @@ static int align_options(struct align *a, struct spec_args *args, const struct s
 	if ((r = spec_get_size(args, "block", &block)) || (r = spec_get_size(args, "len", &len)) ||
 	    (r = spec_options_end(args)))
 		return r;
-	if (!is_pow2(block) || block < next->align || block > ALIGN_BLOCK_MAX || block > next->len_max)
+	if (!is_pow2(block) || block < next->align || block > ALIGN_BLOCK_MAX ||
+	    block > next->len_max)
 		return spec_error(args->spec, args->part->at, args->e,
 				  "block must be a power of two from %u to %llu", next->align,
-				  (unsigned long long)MIN(ALIGN_BLOCK_MAX, (uint64_t)next->len_max));
+				  (unsigned long long)MIN(ALIGN_BLOCK_MAX,
+							  (uint64_t)next->len_max));
 	if (len < block || len > next->len_max)
 		return spec_error(args->spec, args->part->at, args->e, "len must be from %llu to %u",
 				  (unsigned long long)block, next->len_max);
@@ -570,7 +585,8 @@ static int align_options(struct align *a, struct spec_args *args, const struct s
 	return 0;
 }
 
-int stage_align_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_align_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct align *a = calloc(1, sizeof(*a));
 	int r;
@@ -584,7 +600,8 @@ int stage_align_open(struct store **ret, const struct store_open *how, struct sp
 	/* Aligned for files that are read around the page cache; pages that are never used cost nothing. */
 	a->bounces = aligned_alloc(PAGE_BYTES, ALIGN_PIECES_MAX * a->bounce_len);
 	if (!a->bounces ||
-	    sub_pool_init(&a->pool, &a->store, ALIGN_PIECES_MAX, sizeof(struct piece), align_pool_start)) {
+	    sub_pool_init(&a->pool, &a->store, ALIGN_PIECES_MAX, sizeof(struct piece),
+			  align_pool_start)) {
 		r = err_sys(args->e, -ENOMEM, "the align stage");
 		goto out;
 	}

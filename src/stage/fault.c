@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fault: makes the store behind it unreliable, by a seed, so that what stands before it can be tested: errors, answers
- * that come late, requests that hang until they are aborted, reads that fill only a part. Writes that are acknowledged
- * and lost are not its business.
+ * fault: makes the store behind it unreliable, by a seed, so that what stands before it can be tested: errors,
+ * answers that come late, requests that hang until they are aborted, reads that fill only a part. Writes that are
+ * acknowledged and lost are not its business.
  *
  *   start ─▶ fate ── hang ───────────────▶ held until abort: -ESHUTDOWN
  *              ├──── error, not done ────────────────────────────────┐
@@ -16,8 +16,8 @@
  * Every chosen request draws the same number of random values, whatever its fate; with equal seed, options and
  * order of requests the fates are equal. Requests that are not chosen draw none.
  *
- * Invariants: a sub is with the next store, or in `late` with its timer set, or on its way to its parent; a held request
- * has no sub.
+ * Invariants: a sub is with the next store, or in `late` with its timer set, or on its way to its parent; a held
+ * request has no sub.
  *
  * Locking: none, everything runs on the loop's thread.
  */
@@ -66,15 +66,20 @@ static struct fault *fault_of(struct store *store)
 
 static bool fault_chooses(struct fault *f, const struct req *req)
 {
-	bool chosen = req->op == REQ_FLUSH ? f->flushes : req_op_changes(req->op) ? f->writes : f->reads;
+	bool chosen = req->op == REQ_FLUSH	? f->flushes
+		      : req_op_changes(req->op) ? f->writes
+						: f->reads;
 
 	return chosen && ++f->seen > f->after;
 }
 
-static enum fate fate_draw(struct fault *f, const struct req *req, uint64_t *ret_kept, uint64_t *ret_delay_ns)
+static enum fate fate_draw(struct fault *f, const struct req *req, uint64_t *ret_kept,
+			   uint64_t *ret_delay_ns)
 {
-	bool hang = rng_chance(&f->rng, (uint32_t)f->hang), error = rng_chance(&f->rng, (uint32_t)f->error);
-	bool cut = rng_chance(&f->rng, (uint32_t)f->shorts), carried_out = rng_chance(&f->rng, PPM / 2);
+	bool hang = rng_chance(&f->rng, (uint32_t)f->hang);
+	bool error = rng_chance(&f->rng, (uint32_t)f->error);
+	bool cut = rng_chance(&f->rng, (uint32_t)f->shorts);
+	bool carried_out = rng_chance(&f->rng, PPM / 2);
 	enum fate fate = FATE_NONE;
 
 	*ret_kept = rng_below(&f->rng, req->range.len);
@@ -117,7 +122,8 @@ static void fault_answer(struct fault *f, struct sub *sub, int err)
 		sub->req.ret_why = "injected by the fault stage";
 		sub->req.ret_zero = false;
 		if (sub->req.op == REQ_READ)
-			memset(sub->req.data.base + late->kept, SPOILED, (size_t)(sub->req.range.len - late->kept));
+			memset(sub->req.data.base + late->kept, SPOILED,
+			       (size_t)(sub->req.range.len - late->kept));
 	}
 	if (!late->delay_ns || f->store.aborting) {
 		sub_finish(sub, err);
@@ -258,7 +264,8 @@ static int fault_options(struct fault *f, struct spec_args *args)
 	return 0;
 }
 
-int stage_fault_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_fault_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct fault *f = calloc(1, sizeof(*f));
 	int r;

@@ -3,11 +3,11 @@
  * limit: bounds what goes to the next store: bytes per second, requests per second, bytes in flight. Whatever is too
  * much waits here, in a queue where it can still be overtaken; further down it could not.
  *
- * Two buckets (bytes; requests), each kept as one point in time, `full_ns`: when the bucket will be full again if nothing
- * more is taken (the "generic cell rate algorithm", ITU-T I.371, which has no tick and no drift). Taking n moves that
- * point n/rate into the future; n may be taken when that leaves the point at most `span_ns` (burst/rate) ahead of now. A
- * request longer than the burst goes when the bucket is full, and leaves a debt. So in any time t at most
- * rate * t + max(burst, longest request) bytes pass.
+ * Two buckets (bytes; requests), each kept as one point in time, `full_ns`: when the bucket will be full again if
+ * nothing more is taken (the "generic cell rate algorithm", ITU-T I.371, which has no tick and no drift). Taking n
+ * moves that point n/rate into the future; n may be taken when that leaves the point at most `span_ns` (burst/rate)
+ * ahead of now. A request longer than the burst goes when the bucket is full, and leaves a debt. So in any time t
+ * at most rate * t + max(burst, longest request) bytes pass.
  *
  *   READ WRITE                           cost their bytes, and one request
  *   FLUSH ZERO TRIM EXTENTS PREFETCH     cost one request (ZERO by writes of zeros is made above: it costs its bytes)
@@ -115,7 +115,7 @@ static void limit_dispatch(struct limit *m)
 		uint64_t len = req_bytes(parent);
 		struct sub *sub;
 
-		if (m->inflight_max && m->inflight && len > m->inflight_max - MIN(m->inflight, m->inflight_max))
+		if (len && m->inflight_max && m->inflight && m->inflight + len > m->inflight_max)
 			return;
 		when = MAX(bucket_when(&m->bytes, len), bucket_when(&m->requests, 1));
 		if (when > now) {
@@ -232,7 +232,8 @@ static int limit_options(struct limit *m, struct spec_args *args)
 	return 0;
 }
 
-int stage_limit_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_limit_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct limit *m = calloc(1, sizeof(*m));
 	int r;

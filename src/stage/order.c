@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * order: overlapping requests, of which at least one changes data, are carried out in the order in which they were
- * submitted; all others stay concurrent. Here, and nowhere else, is the answer to "two writes to one place are in flight:
- * which one wins?" (the later one).
+ * submitted; all others stay concurrent. Here, and nowhere else, is the answer to "two writes to one place are in
+ * flight: which one wins?" (the later one).
  *
  * A request is one entry, from its start until its completion:
  *
@@ -23,8 +23,8 @@
  * queue of this stage's own, first come first served (the pool's queue sorts by urgency, and would let a later write
  * overtake an earlier one to the same place); an urgent request passes those before it with which it has no conflict.
  *
- * Invariants: when the queue is not empty, no entry is free. Blockers of an entry = earlier entries (lower seq) that conflict with it; an entry is with the next store
- * if and only if it has none.
+ * Invariants: when the queue is not empty, no entry is free. Blockers of an entry = earlier entries (lower seq)
+ * that conflict with it; an entry is with the next store if and only if it has none.
  *
  * Locking: none, everything runs on the loop's thread.
  */
@@ -235,7 +235,8 @@ static const struct store_ops order_ops = {
 	.status = order_status,
 };
 
-int stage_order_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_order_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct order *o;
 	int r = spec_options_end(args);

@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * retry: repeats requests that failed with an error that can pass, with growing pauses, until they succeed or the time
- * is over; the error of the last attempt is then the answer. It stands before a store whose far side comes and goes.
+ * retry: repeats requests that failed with an error that can pass, with growing pauses, until they succeed or the
+ * time is over; the error of the last attempt is then the answer. It stands before a store whose far side comes and
+ * goes.
  *
  *   start ─▶ sent ── 0, or an error that cannot pass ─▶ done
  *             ▲  └── an error that can, time left ─▶ waits ──┐
  *             └──────────── pause over, or the store is back ┘
  *
- * The pauses: delay, 2 delay, 4 delay ... up to max, each shortened by up to a half at random, so that many clients do
- * not come back all at once. `for` counts from the request's submission; the last attempt begins when it ends. An attempt
- * that the next store never answers is not ended here: deadlines are the store's that talks to the far side.
+ * The pauses: delay, 2 delay, 4 delay ... up to max, each shortened by up to a half at random, so that many clients
+ * do not come back all at once. `for` counts from the request's submission; the last attempt begins when it ends.
+ * An attempt that the next store never answers is not ended here: deadlines are the store's that talks to the far
+ * side.
  *
  * What is repeated:
  *   READ EXTENTS PREFETCH   always harmless
  *   WRITE ZERO TRIM         carry the same bytes to the same place: harmless as long as nothing newer has gone there
- *                           meanwhile. Keeping overlapping requests apart is the order stage's task (or the client's);
- *                           it stands above this one: "order|retry|...".
+ *                           meanwhile. Keeping overlapping requests apart is the order stage's task (or the
+ *                           client's); it stands above this one: "order|retry|...".
  *   FLUSH, and REQ_FUA      never after -EIO: a system that failed to make data durable may drop it and say 0 when
  *                           asked again. After the errors of a lost connection they are repeated; who needs to know
  *                           whether the same instance answered has ret_instance.
@@ -60,9 +62,9 @@ struct retry {
 };
 
 static const int passing_default[] = {
-	EIO,	  ETIMEDOUT, ECONNRESET,  ECONNREFUSED, ECONNABORTED, ENOTCONN, EPIPE,	   ESHUTDOWN, EAGAIN,
-	ENOBUFS,  ENOMEM,    EHOSTUNREACH, EHOSTDOWN,	ENETUNREACH,  ENETDOWN, ENETRESET, EBUSY,     EINTR,
-	EREMOTEIO,
+	EIO,	ETIMEDOUT,    ECONNRESET, ECONNREFUSED, ECONNABORTED, ENOTCONN,	 EPIPE,
+	EAGAIN, ESHUTDOWN,    ENOBUFS,	  ENOMEM,	EHOSTUNREACH, EHOSTDOWN, ENETUNREACH,
+	EINTR,	ENETDOWN,     ENETRESET,  EBUSY,	EREMOTEIO,
 };
 
 /* What says that the request itself is wrong, or that nothing will change by itself. */
@@ -75,7 +77,9 @@ static struct retry *retry_of(struct store *store)
 
 static bool errno_get(const uint64_t *set, int number)
 {
-	return number > 0 && number < (int)ERRNO_WORDS * 64 && set[number / 64] >> (number % 64) & 1;
+	if (number <= 0 || number >= (int)ERRNO_WORDS * 64)
+		return false;
+	return set[number / 64] >> (number % 64) & 1;
 }
 
 static void errno_add(uint64_t *set, int number)
@@ -294,7 +298,8 @@ static int retry_options(struct retry *t, struct spec_args *args)
 	return 0;
 }
 
-int stage_retry_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_retry_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct retry *t = calloc(1, sizeof(*t));
 	int r;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * trace: writes one line per completed request to a file, for people and for a later run that wants to know what will be
- * needed first. It changes nothing and delays nothing: lines go into a buffer in memory, and a full buffer goes to the
- * file while the next lines go into the other one. When both are full, lines are lost, counted, and the count stands
- * in the last line.
+ * trace: writes one line per completed request to a file, for people and for a later run that wants to know what
+ * will be needed first. It changes nothing and delays nothing: lines go into a buffer in memory, and a full buffer
+ * goes to the file while the next lines go into the other one. When both are full, lines are lost, counted, and the
+ * count stands in the last line.
  *
  *   # remora-trace 1
  *   # size=BYTES align=BYTES chunk=BYTES
@@ -12,9 +12,9 @@
  *   ...
  *   # end lines=N lost=N
  *
- * time_us: submission, in microseconds since the stage was opened; lines stand in the order of completion. flags: letters
- * out of f (durable), u (urgent), b (background), or "-". error: 0 or a negative errno. A file without the last line
- * was not closed.
+ * time_us: submission, in microseconds since the stage was opened; lines stand in the order of completion. flags:
+ * letters out of f (durable), u (urgent), b (background), or "-". error: 0 or a negative errno. A file without the
+ * last line was not closed.
  *
  * The file is written over only if it is empty or begins like a trace: a mistyped name must not cost a disk image.
  *
@@ -29,6 +29,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -141,7 +142,7 @@ static void trace_fire(struct timer *timer)
 /* ---- lines ---- */
 
 /* `spare` bytes of the buffer stay free behind the line. */
-static bool text_add(struct trace *t, size_t spare, const char *fmt, ...) PRINTF_LIKE(3, 4);
+PRINTF_LIKE(3, 4)
 static bool text_add(struct trace *t, size_t spare, const char *fmt, ...)
 {
 	struct buffer *b = &t->buf[t->fill];
@@ -163,6 +164,7 @@ static bool text_add(struct trace *t, size_t spare, const char *fmt, ...)
 static void line_add(struct trace *t, const struct req *req, uint64_t start_ns, int err)
 {
 	uint64_t now = loop_now_fresh(t->store.loop);
+	uint64_t start_us = (start_ns - t->opened_ns) / NS_PER_US, took_us = (now - start_ns) / NS_PER_US;
 	char flags[4];
 	size_t n = 0;
 
@@ -175,10 +177,8 @@ static void line_add(struct trace *t, const struct req *req, uint64_t start_ns, 
 	if (!n)
 		flags[n++] = '-';
 	flags[n] = '\0';
-	if (!text_add(t, LINE_LEN_MAX, "%llu %s %llu %llu %s %llu %d\n",
-		      (unsigned long long)((start_ns - t->opened_ns) / NS_PER_US), req_op_name(req->op),
-		      (unsigned long long)req->range.off, (unsigned long long)req->range.len, flags,
-		      (unsigned long long)((now - start_ns) / NS_PER_US), err)) {
+	if (!text_add(t, LINE_LEN_MAX, "%" PRIu64 " %s %" PRIu64 " %" PRIu64 " %s %" PRIu64 " %d\n",
+		      start_us, req_op_name(req->op), req->range.off, req->range.len, flags, took_us, err)) {
 		t->lost++;
 		return;
 	}
@@ -345,7 +345,8 @@ static int trace_init(struct trace *t, const struct store_open *how, struct spec
 	return file_open(t, how->loop, path, args->e);
 }
 
-int stage_trace_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_trace_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct trace *t = calloc(1, sizeof(*t));
 	int r;
@@ -363,8 +364,9 @@ int stage_trace_open(struct store **ret, const struct store_open *how, struct sp
 	t->timer.fire = trace_fire;
 	t->opened_ns = loop_now_fresh(how->loop);
 	store_init(&t->store, &trace_ops, how->loop, next);
-	if (!text_add(t, LINE_LEN_MAX, "%s%d\n# size=%llu align=%u chunk=%u\n", TRACE_MAGIC, TRACE_VERSION,
-		      (unsigned long long)t->store.info.size, t->store.info.align, t->store.info.chunk) ||
+	if (!text_add(t, LINE_LEN_MAX, "%s%d\n", TRACE_MAGIC, TRACE_VERSION) ||
+	    !text_add(t, LINE_LEN_MAX, "# size=%" PRIu64 " align=%u chunk=%u\n", t->store.info.size,
+		      t->store.info.align, t->store.info.chunk) ||
 	    !text_add(t, LINE_LEN_MAX, "# time_us op offset length flags latency_us error\n"))
 		CHECK(false); /* the first lines of an empty buffer */
 	*ret = &t->store;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verify: keeps a second store beside the next one and finds out when they differ. What changes data goes to both; every
- * READ is read from both and compared; the client gets the next store's answer, or -EILSEQ with the first offset at which
- * the two are not the same.
+ * verify: keeps a second store beside the next one and finds out when they differ. What changes data goes to both;
+ * every READ is read from both and compared; the client gets the next store's answer, or -EILSEQ with the first
+ * offset at which the two are not the same.
  *
  *   READ          both, compared byte by byte
  *   WRITE ZERO    both; 0 only when both have done it
@@ -11,11 +11,11 @@
  *   TRIM          done by doing nothing: what trimmed bytes read as is each store's own affair, and no difference
  *   EXTENTS       "all of it is data", so that whoever skips holes skips nothing here and everything is compared
  *
- * A READ that was in flight together with a change of the same bytes may see the old data in one store and the new in the
- * other, rightly. Such a READ is marked when either of the two starts; a difference in it is counted and not
- * reported. Two changes of the same bytes in flight together may end differently in the two stores, for good: a client
- * that does this needs the order stage in front. After a change that failed, the same holds for its bytes until they are
- * written again.
+ * A READ that was in flight together with a change of the same bytes may see the old data in one store and the new
+ * in the other, rightly. Such a READ is marked when either of the two starts; a difference in it is counted and not
+ * reported. Two changes of the same bytes in flight together may end differently in the two stores, for good: a
+ * client that does this needs the order stage in front. After a change that failed, the same holds for its bytes
+ * until they are written again.
  *
  * Invariants: every sub is in `active` from its start to its end and has one or two requests out (`out`).
  *
@@ -166,8 +166,9 @@ static void verify_start(struct store *store, struct req *parent)
 		/* The second store is a witness: how durable it is does not matter. */
 		p->req.flags = parent->flags & ~(uint32_t)REQ_FUA;
 		p->req.range = parent->range;
-		p->req.data = parent->op == REQ_READ ? (struct iobuf){ p->copy, (size_t)parent->range.len }
-						     : parent->data;
+		p->req.data = parent->data;
+		if (parent->op == REQ_READ)
+			p->req.data = (struct iobuf){ p->copy, (size_t)parent->range.len };
 		p->req.done = second_done;
 	}
 	sub_send(sub, next_done);
@@ -223,7 +224,8 @@ static const struct store_ops verify_ops = {
 };
 
 /* The narrower of the two stores decides. */
-static void info_join(struct store_info *info, const struct store_info *next, const struct store_info *second)
+static void info_join(struct store_info *info, const struct store_info *next,
+		      const struct store_info *second)
 {
 	uint64_t len_max = MIN(MIN(next->len_max, second->len_max), VERIFY_LEN_MAX);
 
@@ -233,7 +235,8 @@ static void info_join(struct store_info *info, const struct store_info *next, co
 	info->trim = info->extents = CAP_NONE;
 }
 
-static int second_open(struct verify *v, const struct store_open *how, struct spec_args *args, struct store *next)
+static int second_open(struct verify *v, const struct store_open *how, struct spec_args *args,
+		       struct store *next)
 {
 	struct store_open second_how = *how;
 	const char *text = NULL;
@@ -251,7 +254,8 @@ static int second_open(struct verify *v, const struct store_open *how, struct sp
 	}
 	if (v->second->info.size != next->info.size)
 		return err_set(args->e, -EINVAL, "verify: the stores have %llu and %llu bytes",
-			       (unsigned long long)next->info.size, (unsigned long long)v->second->info.size);
+			       (unsigned long long)next->info.size,
+			       (unsigned long long)v->second->info.size);
 	if (v->second->info.read_only && !next->info.read_only && !how->read_only)
 		return err_set(args->e, -EROFS, "verify: '%s' cannot be written; open everything read-only", text);
 	info_join(&v->store.info, &next->info, &v->second->info);
@@ -261,7 +265,8 @@ static int second_open(struct verify *v, const struct store_open *how, struct sp
 	return 0;
 }
 
-int stage_verify_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int stage_verify_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		      struct store *next)
 {
 	struct verify *v = calloc(1, sizeof(*v));
 	int r;
@@ -271,7 +276,8 @@ int stage_verify_open(struct store **ret, const struct store_open *how, struct s
 	r = second_open(v, how, args, next);
 	if (r)
 		goto out;
-	r = sub_pool_init(&v->pool, &v->store, VERIFY_REQS_MAX, sizeof(struct pair) + VERIFY_LEN_MAX, verify_start);
+	r = sub_pool_init(&v->pool, &v->store, VERIFY_REQS_MAX,
+			  sizeof(struct pair) + VERIFY_LEN_MAX, verify_start);
 	if (r) {
 		r = err_sys(args->e, r, "the verify stage");
 		goto out;

@@ -164,7 +164,8 @@ static bool text_add(struct trace *t, size_t spare, const char *fmt, ...)
 static void line_add(struct trace *t, const struct req *req, uint64_t start_ns, int err)
 {
 	uint64_t now = loop_now_fresh(t->store.loop);
-	uint64_t start_us = (start_ns - t->opened_ns) / NS_PER_US, took_us = (now - start_ns) / NS_PER_US;
+	uint64_t start_us = (start_ns - t->opened_ns) / NS_PER_US;
+	uint64_t took_us = (now - start_ns) / NS_PER_US;
 	char flags[4];
 	size_t n = 0;
 
@@ -178,7 +179,8 @@ static void line_add(struct trace *t, const struct req *req, uint64_t start_ns, 
 		flags[n++] = '-';
 	flags[n] = '\0';
 	if (!text_add(t, LINE_LEN_MAX, "%" PRIu64 " %s %" PRIu64 " %" PRIu64 " %s %" PRIu64 " %d\n",
-		      start_us, req_op_name(req->op), req->range.off, req->range.len, flags, took_us, err)) {
+		      start_us, req_op_name(req->op), req->range.off, req->range.len, flags, took_us,
+		      err)) {
 		t->lost++;
 		return;
 	}

@@ -178,9 +178,9 @@ static void line_add(struct trace *t, const struct req *req, uint64_t start_ns, 
 	if (!n)
 		flags[n++] = '-';
 	flags[n] = '\0';
-	if (!text_add(t, LINE_LEN_MAX, "%" PRIu64 " %s %" PRIu64 " %" PRIu64 " %s %" PRIu64 " %d\n",
-		      start_us, req_op_name(req->op), req->range.off, req->range.len, flags, took_us,
-		      err)) {
+	if (!text_add(t, LINE_LEN_MAX,
+		      "%" PRIu64 " %s %" PRIu64 " %" PRIu64 " %s %" PRIu64 " %d\n", start_us,
+		      req_op_name(req->op), req->range.off, req->range.len, flags, took_us, err)) {
 		t->lost++;
 		return;
 	}

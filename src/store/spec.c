@@ -55,7 +55,8 @@ static void excerpt_format(const char *text, size_t at, char *buf, size_t size)
 		from = at > EXCERPT_COLUMNS / 2 ? at - EXCERPT_COLUMNS / 2 : 0;
 		from = MIN(from, len - EXCERPT_COLUMNS);
 		to = from + EXCERPT_COLUMNS;
-		while (from && is_utf8_tail(text[from]))
+		/* Not into a character, of which at most three bytes are tails; others are no text at all. */
+		for (int i = 0; i < 3 && from && is_utf8_tail(text[from]); i++)
 			from--;
 	}
 	CHECK(size > (to - from) * 2 + 64);

@@ -68,7 +68,10 @@ struct region_pull {
 	struct link link;
 	struct range range;
 	int priority;
-	uint64_t cursor, missing;
+	uint64_t cursor, behind; /* chunks: asked for up to here, settled up to here */
+	uint64_t end;
+	uint64_t since_ns, retry_ns; /* of failures in a row */
+	unsigned tries;
 	int err;
 	void (*done)(struct region_pull *pull, int err);
 };

@@ -13,8 +13,10 @@
  * sync.
  *
  * Invariants: an op is idle, or has a request and is in flight, or waits for a bounce buffer. A file that ends before
- * the size it had when it was opened gives -EIO, never zeros. After a failed sync every FLUSH fails: the kernel reports
- * such a failure once and then forgets the data, so that a later success would say nothing.
+ * the size it had when it was opened gives -EIO, never zeros. The kernel reports a failed sync once and then forgets
+ * the data, so a later success would say nothing of what was written before: after a failure the file counts as another
+ * instance, as a server does that was restarted, and whoever has written knows that it must be written again. For the
+ * same reason there is one sync at a time: of two, the wrong one might get to hear of the failure.
  *
  * Locking: loop thread only, except for extents_call(), which runs on the pool and touches its request's extents.
  */
@@ -43,6 +45,7 @@ struct file_op {
 	struct file *file;
 	struct req *req; /* NULL = idle */
 	size_t at, piece; /* bytes done; bytes asked for now */
+	uint64_t instance; /* of the file when the request began */
 	uint8_t *bounce;
 	struct link link; /* file->idle or file->bounce_waiting */
 };
@@ -56,7 +59,10 @@ struct file {
 	uint32_t buffer_align;	/* 1 = any buffer will do */
 	bool real;		/* not a simulated one: system calls of our own work on it */
 	bool direct, nowait, no_punch;
-	int sync_err;
+	int sync_err; /* the last one, for status */
+	bool syncing;
+	struct list sync_waiting; /* FLUSHes that came during a sync */
+	struct list sync_with;	  /* those that the sync under way answers, too */
 	struct list idle, waiting; /* ops; requests */
 	struct list bounce_waiting; /* ops */
 	uint8_t *bounces, *bounce_idle[BACK_BOUNCES];
@@ -70,6 +76,7 @@ static void op_allocate_done(struct op *op, int res);
 /* ---- ops ---- */
 
 static void op_start(struct file *f, struct file_op *o, struct req *req);
+static void file_submit(struct store *store, struct req *req);
 
 static void file_start_waiting(struct file *f)
 {
@@ -97,6 +104,7 @@ static void op_end(struct file_op *o, int err)
 	struct file *f = o->file;
 	struct req *req = TAKE_PTR(o->req);
 
+	req->ret_instance = o->instance;
 	bounce_put(f, o);
 	list_push_front(&f->idle, &o->link);
 	file_start_waiting(f);
@@ -162,17 +170,39 @@ static void op_piece(struct file_op *o)
 		op_write(f->store.loop, &o->work.op, fd, buf, left, off);
 }
 
+static void sync_failed(struct file *f, int err)
+{
+	struct env *env = loop_env(f->store.loop);
+
+	f->sync_err = err;
+	log_error(&env->log, "file %s: what was written could not be made durable: %s", f->path, strerror(-err));
+	f->store.info.instance = rng_next(&env->rng) | 1;
+	store_emit(&f->store, STORE_RESTARTED);
+}
+
 static void op_sync_done(struct op *op, int res)
 {
 	struct file_op *o = CONTAINER_OF(op, struct file_op, work.op);
 	struct file *f = o->file;
+	struct list answered;
+	struct link *k;
 
 	if (res >= 0)
 		res = env_fault(loop_env(f->store.loop), "file.sync");
-	if (res < 0 && res != -ECANCELED) {
-		f->sync_err = res;
-		log_error(&loop_env(f->store.loop)->log, "file %s: what was written could not be made durable: %s",
-			  f->path, strerror(-res));
+	if (res < 0 && res != -ECANCELED)
+		sync_failed(f, res);
+	f->syncing = false;
+	list_init(&answered);
+	list_splice_back(&answered, &f->sync_with);
+	k = list_pop_front(&f->sync_waiting);
+	list_splice_back(&f->sync_with, &f->sync_waiting);
+	if (k)
+		file_submit(&f->store, LIST_ENTRY(k, struct req, link));
+	while ((k = list_pop_front(&answered))) {
+		struct req *req = LIST_ENTRY(k, struct req, link);
+
+		req->ret_instance = o->instance;
+		req_done(req, res < 0 ? res : 0);
 	}
 	op_end(o, res < 0 ? res : 0);
 }
@@ -253,6 +283,7 @@ static void op_start(struct file *f, struct file_op *o, struct req *req)
 {
 	o->req = req;
 	o->at = 0;
+	o->instance = f->store.info.instance;
 	switch (req->op) {
 	case REQ_READ:
 	case REQ_WRITE:
@@ -288,9 +319,8 @@ static void file_submit(struct store *store, struct req *req)
 {
 	struct file *f = CONTAINER_OF(store, struct file, store);
 
-	if (req->op == REQ_FLUSH && f->sync_err) {
-		req->ret_why = "an earlier write could not be made durable";
-		req_done(req, f->sync_err);
+	if (req->op == REQ_FLUSH && f->syncing) {
+		list_push_back(&f->sync_waiting, &req->link);
 		return;
 	}
 	if (req->op == REQ_READ && f->nowait && req->range.len <= NOWAIT_LEN_MAX &&
@@ -298,6 +328,8 @@ static void file_submit(struct store *store, struct req *req)
 		req_done(req, 0);
 		return;
 	}
+	if (req->op == REQ_FLUSH)
+		f->syncing = true;
 	req_queue(&f->waiting, req);
 	file_start_waiting(f);
 }
@@ -311,6 +343,8 @@ static void file_abort(struct store *store)
 	list_init(&failed);
 	list_init(&failed_ops);
 	list_splice_back(&failed, &f->waiting);
+	list_splice_back(&failed, &f->sync_waiting);
+	list_splice_back(&failed, &f->sync_with);
 	list_splice_back(&failed_ops, &f->bounce_waiting);
 	for (size_t i = 0; i < BACK_OPS_MAX; i++)
 		op_cancel(store->loop, &f->op[i].work.op);
@@ -619,8 +653,11 @@ int back_file_open(struct store **ret, const struct store_open *how, struct spec
 		return r;
 	}
 	f->store.info.identity = file_identity(&w);
+	f->store.info.instance = rng_next(&loop_env(how->loop)->rng) | 1;
 	list_init(&f->idle);
 	list_init(&f->waiting);
+	list_init(&f->sync_waiting);
+	list_init(&f->sync_with);
 	list_init(&f->bounce_waiting);
 	for (size_t i = 0; i < BACK_OPS_MAX; i++) {
 		f->op[i].file = f;

@@ -409,7 +409,8 @@ void op_begin(struct loop *loop, struct op *op, enum op_kind kind, int fd)
 	CHECK(op->done);
 	op->kind = kind;
 	op->fd = fd;
-	op->moved = 0;
+	op->flags = 0;
+	op->len = op->moved = 0;
 	op->engine = NULL;
 	op->engine_word = 0;
 	op->where = AT_ENGINE;

@@ -73,15 +73,12 @@ static unsigned poll_wanted(const struct fdq *q)
 }
 
 /* Tells the kernel what is waited for. A regular file never gets here: poll(2) calls it ready at once. */
-static int fdq_arm(struct loop *loop, struct fdq *q)
+static int fdq_arm(struct loop *loop, struct fdq *q, unsigned events)
 {
 	struct epoll_state *s = loop->state;
-	unsigned polled = poll_wanted(q);
-	unsigned want = EPOLLET | EPOLLIN | EPOLLRDHUP | q->armed | (polled & (POLLOUT | POLLPRI));
+	unsigned want = EPOLLET | EPOLLIN | EPOLLRDHUP | q->armed | (events & (EPOLLOUT | EPOLLPRI));
 	struct epoll_event ev = { .data.fd = q->fd };
 
-	if (!list_empty(&q->writes))
-		want |= EPOLLOUT;
 	if (want == q->armed)
 		return 0;
 	ev.events = want;
@@ -113,9 +110,9 @@ static void fail_all(struct loop *loop, struct list *ops, int err)
 }
 
 /* Whoever is in a queue waits now; a descriptor that cannot be watched fails them all. */
-static void fdq_wait(struct loop *loop, struct fdq *q)
+static void fdq_wait(struct loop *loop, struct fdq *q, unsigned events)
 {
-	int err = fdq_arm(loop, q);
+	int err = fdq_arm(loop, q, events);
 
 	if (!err)
 		return;
@@ -144,17 +141,42 @@ static void pump(struct loop *loop, struct fdq *q, struct list *ops, bool *ready
 	}
 }
 
+static int poll_now(int fd, unsigned events)
+{
+	struct pollfd p = { .fd = fd, .events = (short)events };
+	int n = poll(&p, 1, 0);
+
+	return n < 0 ? -errno : p.revents & POLLNVAL ? -EBADF : p.revents;
+}
+
+/* An edge says that something has changed, not what is ready: that is asked once for all who wait. */
 static void pump_polls(struct loop *loop, struct fdq *q)
 {
+	int got = list_empty(&q->polls) ? 0 : poll_now(q->fd, poll_wanted(q));
+
+	if (!got)
+		return;
 	LIST_EACH (k, &q->polls) {
 		struct op *op = op_of(k);
-		struct pollfd p = { .fd = q->fd, .events = (short)op->flags };
+		int res = got < 0 ? got : got & (int)(op->flags | POLLERR | POLLHUP);
 
-		if (poll(&p, 1, 0) > 0) {
+		if (res) {
 			link_remove(&op->link);
-			loop_complete(loop, op, p.revents & POLLNVAL ? -EBADF : p.revents);
+			loop_complete(loop, op, res);
 		}
 	}
+}
+
+static void poll_submit(struct loop *loop, struct fdq *q, struct op *op)
+{
+	int res = poll_now(op->fd, op->flags);
+
+	if (res) {
+		loop_complete(loop, op, res);
+		return;
+	}
+	list_push_back(&q->polls, &op->link);
+	fdq_wait(loop, q, op->flags);
 }
 
 /* ---- the engine's calls ---- */
@@ -175,17 +197,18 @@ static void epoll_submit(struct loop *loop, struct op *op)
 	}
 	op->where = AT_FD;
 	if (op->kind == OP_POLL) {
-		list_push_back(&q->polls, &op->link);
-		pump_polls(loop, q);
+		poll_submit(loop, q, op);
 	} else if (op_is_write_side(op)) {
 		list_push_back(&q->writes, &op->link);
 		pump(loop, q, &q->writes, &q->writable);
+		if (op->where == AT_FD)
+			fdq_wait(loop, q, EPOLLOUT);
 	} else {
 		list_push_back(&q->reads, &op->link);
 		pump(loop, q, &q->reads, &q->readable);
+		if (op->where == AT_FD)
+			fdq_wait(loop, q, EPOLLIN);
 	}
-	if (op->where == AT_FD)
-		fdq_wait(loop, q);
 }
 
 static void epoll_cancel(struct loop *loop, struct op *op)
@@ -203,7 +226,7 @@ static void epoll_retry(struct loop *loop, struct fdq *q)
 	q->writable = true;
 	pump(loop, q, &q->writes, &q->writable);
 	if (!list_empty(&q->writes))
-		fdq_wait(loop, q);
+		fdq_wait(loop, q, EPOLLOUT);
 }
 
 static void handle_event(struct loop *loop, const struct epoll_event *ev)

@@ -109,7 +109,7 @@ static int set_nonblock(struct fdq *q)
 	return 0;
 }
 
-static int try_accept(struct loop *loop, struct fdq *q)
+static int try_accept(struct fdq *q)
 {
 	int err = set_nonblock(q), fd;
 
@@ -118,10 +118,7 @@ static int try_accept(struct loop *loop, struct fdq *q)
 	do
 		fd = accept4(q->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
-	if (fd < 0)
-		return -errno;
-	fdq_forget(loop, fd);
-	return fd;
+	return fd < 0 ? -errno : fd;
 }
 
 static int try_connect(struct loop *loop, struct fdq *q, struct op *op)
@@ -160,7 +157,7 @@ int fd_try(struct loop *loop, struct fdq *q, struct op *op)
 	ssize_t n;
 
 	if (op->kind == OP_ACCEPT)
-		return try_accept(loop, q);
+		return try_accept(q);
 	if (op->kind == OP_CONNECT)
 		return try_connect(loop, q, op);
 	CHECK(op->kind == OP_RECV || op->kind == OP_SEND);
@@ -208,6 +205,8 @@ static bool fd_end(struct loop *loop, struct op *op, int res)
 bool fd_feed(struct loop *loop, struct op *op, int res)
 {
 	CHECK(op->where == AT_FD && res != -EAGAIN);
+	if (op->kind == OP_ACCEPT && res >= 0)
+		fdq_forget(loop, res);
 	if (res < 0 || (op->kind != OP_RECV && op->kind != OP_SEND))
 		return fd_end(loop, op, res);
 	if (res == 0)

@@ -98,7 +98,9 @@ static int uring_open(struct loop *loop, const struct loop_options *options, str
 	(void)options;
 	if (!s)
 		return err_sys(e, -ENOMEM, "opening an io_uring loop");
-	err = ring_init(s);
+	err = env_fault(loop->env, "uring.open");
+	if (!err)
+		err = ring_init(s);
 	if (err == -EPERM) {
 		err_set(e, err, "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a seccomp filter)");
 	} else if (err) {
@@ -375,8 +377,6 @@ static void stream_done(struct loop *loop, struct op *op, int res)
 		op->engine_word |= OPW_POLLING; /* a kernel that does not wait for non-blocking sockets */
 		kernel_submit(loop, op);
 	} else if (!again(op, res)) {
-		if (op->kind == OP_ACCEPT && res >= 0)
-			fdq_forget(loop, res);
 		fd_feed(loop, op, res);
 	}
 	queue_start(loop, q, ops);

@@ -9,9 +9,8 @@
 #include "io/loop.h"
 
 struct work {
-	struct op op;			    /* op.done(op, res) with what call() returned */
-	int (*call)(struct work *work);	    /* >= 0 or -errno; on another thread */
-	struct link queue;
+	struct op op;			/* op.done(op, res) with what call() returned */
+	int (*call)(struct work *work); /* >= 0 or -errno; on another thread */
 };
 
 /* In a simulation call() runs on the one thread, at a simulated time. Cancelling works only before it has

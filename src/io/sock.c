@@ -78,8 +78,10 @@ static int parse_inet(const char *text, struct sock_addr *ret, struct err *e)
 	if (len >= sizeof(name))
 		return err_set(e, -ENAMETOOLONG, "the host name in \"%s\" is too long", text);
 	err = number_parse(colon + 1, 0, 65535, &number, e);
-	if (err)
-		return err_prefix(e, "the port of \"%s\"", text);
+	if (err) {
+		err_prefix(e, "the port of \"%s\"", text);
+		return err;
+	}
 	memcpy(name, host, len);
 	name[len] = '\0';
 	snprintf(port, sizeof(port), "%u", (unsigned)number);

@@ -16,13 +16,13 @@
  *	shut, written	in file			pte none, no marker	the same; collect() still reports it
  *
  *	absent -> open clean: put()	open -> shut: shut()	shut -> open: open()	present -> absent: drop()
- *	absent -> shut clean: write()	open written -> open clean, shut written -> shut clean: collect()
+ *	absent -> shut clean: write() (never open in between)	open written -> open clean, shut written -> shut clean: collect()
  *	absent <-> failed: fail(), heal(), and put() heals what it puts
  *
  * Invariants.
  *  1. `present` has a bit for each page that the region gave us and that was not dropped since; only it says what is absent. The
- *     file may hold more: a stray page of zeros, planted by a foreign mapping or by a hole punched into a huge page
- *     that could not be split. Such a page must never be mapped as it is: put() overwrites it.
+ *     file may hold more: a stray page of zeros, planted by a foreign mapping, by a write that got a huge page, or by a
+ *     hole punched into a huge page that could not be split. Such a page must never be mapped as it is: put() overwrites it.
  *  2. A page that is written stays so until collect() has reported it. UFFDIO_CONTINUE would make it clean (with WP) or make a
  *     clean one written (without), so open() looks first, and keeps it as it is.
  *  3. The mapping is registered for as long as it exists. Between the two, absent pages would read as zeros.
@@ -223,9 +223,24 @@ static int shut_pages(struct memory *m, struct pages p)
 }
 
 /*
- * Absent pages get their content by UFFDIO_COPY, too, and not by pwrite: a huge folio that pwrite may allocate would hold stray
- * pages. They are open for a moment with the right content, and clean, as whoever writes here marks the map himself.
+ * Content for absent pages that nobody may touch yet, not even for a moment: a write of the program in between would go
+ * unseen. So they are not mapped, only written into the file, behind markers that say that they are clean.
  */
+static int write_absent(struct memory *m, struct pages run, uint64_t off, const void *src, size_t len)
+{
+	int err = shut_pages(m, run); /* takes the poison of failed ones away */
+
+	if (!err && m->near.writable)
+		err = mapping_error(uffd_protect(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES));
+	if (!err)
+		err = near_fd_write(m->fd, off, src, len);
+	if (err)
+		return err;
+	bitmap_set_range(m->present, run.first, run.end - run.first);
+	uffd_wake(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES);
+	return 0;
+}
+
 static int memory_write(struct near *near, uint64_t off, const void *src, size_t len)
 {
 	struct memory *m = memory_of(near);
@@ -244,11 +259,7 @@ static int memory_write(struct near *near, uint64_t off, const void *src, size_t
 		} else {
 			CHECK(cut.off % PAGE_BYTES == 0);
 			CHECK(range_end(cut) % PAGE_BYTES == 0 || range_end(cut) == m->size);
-			err = install_run(m, run, from, cut.len);
-			if (!err)
-				err = shut_pages(m, run);
-			if (!err)
-				bitmap_set_range(m->present, run.first, run.end - run.first);
+			err = write_absent(m, run, cut.off, from, cut.len);
 		}
 		if (err)
 			return err;

@@ -192,15 +192,25 @@ int uffd_poison(int fd, void *addr, uint64_t len, uint64_t *ret_done)
 	return err;
 }
 
-int uffd_unprotect(int fd, void *addr, uint64_t len)
+static int write_protect(int fd, void *addr, uint64_t len, uint64_t mode)
 {
-	struct uffdio_writeprotect w = { .range = { (uintptr_t)addr, len } };
+	struct uffdio_writeprotect w = { .range = { (uintptr_t)addr, len }, .mode = mode };
 	int r;
 
 	do
 		r = ioctl(fd, UFFDIO_WRITEPROTECT, &w);
 	while (r < 0 && (errno == EAGAIN || errno == EINTR));
 	return r < 0 ? -errno : 0;
+}
+
+int uffd_protect(int fd, void *addr, uint64_t len)
+{
+	return write_protect(fd, addr, len, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+int uffd_unprotect(int fd, void *addr, uint64_t len)
+{
+	return write_protect(fd, addr, len, 0);
 }
 
 void uffd_wake(int fd, void *addr, uint64_t len)

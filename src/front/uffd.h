@@ -40,6 +40,9 @@ MUST_USE int uffd_continue(int fd, void *addr, uint64_t len, bool protect, uint6
 /* Accesses raise SIGBUS from now on. -EEXIST = a page, or any marker, is there. */
 MUST_USE int uffd_poison(int fd, void *addr, uint64_t len, uint64_t *ret_done);
 
+/* Tracks writes from here on, also to pages that are not mapped yet. */
+MUST_USE int uffd_protect(int fd, void *addr, uint64_t len);
+
 /* Takes the markers of write tracking away; mapped pages count as written from then on. */
 MUST_USE int uffd_unprotect(int fd, void *addr, uint64_t len);
 

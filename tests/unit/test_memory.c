@@ -514,6 +514,59 @@ static void test_written_by_the_region_is_present_shut_and_clean(void **state)
 	fake_close(&f);
 }
 
+static void *write_main(void *arg)
+{
+	struct fake *f = arg;
+
+	for (uint64_t page = 0; page < f->size / PAGE_BYTES; page++)
+		poke(f, page * PAGE_BYTES, 0xaa);
+	return NULL;
+}
+
+/* The region takes what it wrote for clean and shut, and would drop it with the program's write in it. */
+static void test_what_the_region_writes_is_never_open_for_a_moment(void **state)
+{
+	uint8_t page[PAGE_BYTES];
+	struct fake f;
+	pthread_t thread;
+
+	(void)state;
+	fake_open(&f, 8 * MIB);
+	f.silent = true;
+	memset(page, 0x55, sizeof(page));
+	assert_int_equal(pthread_create(&thread, NULL, write_main, &f), 0);
+	for (uint64_t i = 0; i < f.size / PAGE_BYTES; i++) {
+		pthread_mutex_lock(&f.lock);
+		near_do(&f, write, i * PAGE_BYTES, page, sizeof(page));
+		assert_written(&f, i, 1, "");
+		near_do(&f, open, range_of(i * PAGE_BYTES, PAGE_BYTES));
+		pthread_mutex_unlock(&f.lock);
+	}
+	pthread_join(thread, NULL);
+	for (uint64_t i = 0; i < f.size / PAGE_BYTES; i++) {
+		assert_int_equal(touch(&f, i * PAGE_BYTES), 0xaa);
+		assert_int_equal(touch(&f, i * PAGE_BYTES + 1), 0x55);
+	}
+	assert_written(&f, 0, f.size / PAGE_BYTES, "0-2047");
+	fake_close(&f);
+}
+
+static void test_the_region_may_write_where_it_failed(void **state)
+{
+	uint8_t page[PAGE_BYTES];
+	struct fake f;
+
+	(void)state;
+	fake_open(&f, 1 * MIB);
+	memset(page, 0x55, sizeof(page));
+	near_do(&f, fail, range_of(0, f.size));
+	near_do(&f, write, 5 * PAGE_BYTES, page, sizeof(page));
+	bitmap_set(f.local, 0);
+	assert_int_equal(touch(&f, 5 * PAGE_BYTES + 9), 0x55);
+	assert_written(&f, 0, 16, "");
+	fake_close(&f);
+}
+
 static void test_put_leaves_what_is_present_alone(void **state)
 {
 	uint8_t page[PAGE_BYTES];
@@ -999,6 +1052,8 @@ int main(void)
 		cmocka_unit_test(test_writes_survive_shut_of_whole_page_tables),
 		cmocka_unit_test(test_an_access_to_a_shut_page_asks_the_region),
 		cmocka_unit_test(test_written_by_the_region_is_present_shut_and_clean),
+		cmocka_unit_test(test_what_the_region_writes_is_never_open_for_a_moment),
+		cmocka_unit_test(test_the_region_may_write_where_it_failed),
 		cmocka_unit_test(test_put_leaves_what_is_present_alone),
 		cmocka_unit_test(test_zeros_are_put_clean),
 		cmocka_unit_test(test_a_dropped_chunk_is_fetched_anew),

@@ -29,7 +29,8 @@
 
 /* ---- life ---- */
 
-static int engine_start(struct loop *loop, const struct engine *engine, const struct loop_options *o, struct err *e)
+static int engine_start(struct loop *loop, const struct engine *engine,
+			const struct loop_options *o, struct err *e)
 {
 	loop->engine = engine;
 	return engine->open(loop, o, e);
@@ -93,7 +94,9 @@ int loop_open(struct loop **ret, const struct loop_options *options, struct err 
 			err = err_sys(e, -errno, "opening an event loop");
 			goto fail;
 		}
-		err = pool_open(&loop->pool, loop, options->pool_threads ? options->pool_threads : 4);
+		unsigned threads = options->pool_threads ? options->pool_threads : 4;
+
+		err = pool_open(&loop->pool, loop, threads);
 		if (err) {
 			err_sys(e, err, "opening an event loop");
 			goto fail;
@@ -167,7 +170,8 @@ uint64_t loop_now_fresh(struct loop *loop)
 
 bool loop_has_ready(struct loop *loop)
 {
-	return !list_empty(&loop->completed) || !list_empty(&loop->deferred) || atomic_load(&loop->posts_ready);
+	return !list_empty(&loop->completed) || !list_empty(&loop->deferred) ||
+	       atomic_load(&loop->posts_ready);
 }
 
 static int engine_wait(struct loop *loop, uint64_t until_ns)
@@ -425,8 +429,8 @@ void loop_complete(struct loop *loop, struct op *op, int res)
 	list_push_back(&loop->completed, &op->link);
 }
 
-static void stream_begin(struct loop *loop, struct op *op, enum op_kind kind, int fd, struct iovec *iov, int iov_count,
-			 unsigned flags)
+static void stream_begin(struct loop *loop, struct op *op, enum op_kind kind, int fd,
+			 struct iovec *iov, int iov_count, unsigned flags)
 {
 	size_t len = 0;
 
@@ -445,8 +449,8 @@ static void stream_begin(struct loop *loop, struct op *op, enum op_kind kind, in
 		loop->engine->submit(loop, op);
 }
 
-static void stream_begin_one(struct loop *loop, struct op *op, enum op_kind kind, int fd, void *buf, size_t len,
-			     unsigned flags)
+static void stream_begin_one(struct loop *loop, struct op *op, enum op_kind kind, int fd, void *buf,
+			     size_t len, unsigned flags)
 {
 	op->iov_small[0] = (struct iovec){ buf, len };
 	stream_begin(loop, op, kind, fd, op->iov_small, 1, flags);
@@ -483,7 +487,8 @@ void op_accept(struct loop *loop, struct op *op, int fd)
 	loop->engine->submit(loop, op);
 }
 
-void op_connect(struct loop *loop, struct op *op, int fd, const struct sockaddr *addr, socklen_t len)
+void op_connect(struct loop *loop, struct op *op, int fd, const struct sockaddr *addr,
+		socklen_t len)
 {
 	op_begin(loop, op, OP_CONNECT, fd);
 	CHECK(len <= sizeof(op->addr));
@@ -499,7 +504,8 @@ void op_poll(struct loop *loop, struct op *op, int fd, unsigned events)
 	loop->engine->submit(loop, op);
 }
 
-static void file_begin(struct loop *loop, struct op *op, enum op_kind kind, int fd, void *buf, size_t len, uint64_t off)
+static void file_begin(struct loop *loop, struct op *op, enum op_kind kind, int fd, void *buf,
+		       size_t len, uint64_t off)
 {
 	op_begin(loop, op, kind, fd);
 	op->buf = buf;

@@ -157,7 +157,8 @@ void op_sendv_all(struct loop *loop, struct op *op, int fd, struct iovec *iov, i
 void op_recvv(struct loop *loop, struct op *op, int fd, struct iovec *iov, int iov_count);
 
 void op_accept(struct loop *loop, struct op *op, int fd);
-void op_connect(struct loop *loop, struct op *op, int fd, const struct sockaddr *addr, socklen_t len);
+void op_connect(struct loop *loop, struct op *op, int fd, const struct sockaddr *addr,
+		socklen_t len);
 
 /* Completes when `events` (POLLIN ...) are ready; res = the events. Real engines only. */
 void op_poll(struct loop *loop, struct op *op, int fd, unsigned events);
@@ -179,8 +180,8 @@ int loop_sockname(struct loop *loop, int fd, struct sockaddr_storage *ret, sockl
 int loop_open_file(struct loop *loop, const char *path, int flags, mode_t mode); /* fd or -errno */
 int loop_file_size(struct loop *loop, int fd, uint64_t *ret);
 /* What no op uses any more. Every descriptor that an op ran on is closed with this: an engine remembers it, and would
- * mistake the next file that gets its number for the former one. A pending op on it is a CHECK in the simulation and an error of the caller's anywhere:
- * cancel first, close when it has completed. */
+ * mistake the next file that gets its number for the former one. A pending op on it is a CHECK in the simulation and an
+ * error of the caller's anywhere: cancel first, close when it has completed. */
 void loop_close_fd(struct loop *loop, int fd);
 
 struct pool *loop_pool(struct loop *loop);

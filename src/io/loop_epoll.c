@@ -76,9 +76,10 @@ static unsigned poll_wanted(const struct fdq *q)
 static int fdq_arm(struct loop *loop, struct fdq *q, unsigned events)
 {
 	struct epoll_state *s = loop->state;
-	unsigned want = EPOLLET | EPOLLIN | EPOLLRDHUP | q->armed | (events & (EPOLLOUT | EPOLLPRI));
+	unsigned want = EPOLLET | EPOLLIN | EPOLLRDHUP | q->armed;
 	struct epoll_event ev = { .data.fd = q->fd };
 
+	want |= events & (EPOLLOUT | EPOLLPRI);
 	if (want == q->armed)
 		return 0;
 	ev.events = want;
@@ -135,7 +136,8 @@ static void pump(struct loop *loop, struct fdq *q, struct list *ops, bool *ready
 			break;
 		}
 		/* Less than asked for: drained, or full. Not to be trusted once no edge can follow. */
-		if (res > 0 && (op->kind == OP_RECV || op->kind == OP_SEND) && (size_t)res < want && !q->hup)
+		if (res > 0 && (op->kind == OP_RECV || op->kind == OP_SEND) && (size_t)res < want &&
+		    !q->hup)
 			*ready = false;
 		fd_feed(loop, op, res);
 	}
@@ -185,10 +187,16 @@ static void epoll_submit(struct loop *loop, struct op *op)
 {
 	struct fdq *q;
 
-	if (op->kind == OP_READ || op->kind == OP_WRITE || op->kind == OP_SYNC || op->kind == OP_ALLOCATE ||
-	    op->kind == OP_WORK) {
+	switch (op->kind) {
+	case OP_READ:
+	case OP_WRITE:
+	case OP_SYNC:
+	case OP_ALLOCATE:
+	case OP_WORK:
 		pool_submit(loop->pool, op);
 		return;
+	default:
+		break;
 	}
 	q = fdq_get(loop, op->fd);
 	if (!q) {
@@ -251,7 +259,10 @@ static void handle_event(struct loop *loop, const struct epoll_event *ev)
 
 static int epoll_wait_ns(struct epoll_state *s, uint64_t wait_ns)
 {
-	struct timespec ts = { .tv_sec = (time_t)(wait_ns / NS_PER_S), .tv_nsec = (long)(wait_ns % NS_PER_S) };
+	struct timespec ts = {
+		.tv_sec = (time_t)(wait_ns / NS_PER_S),
+		.tv_nsec = (long)(wait_ns % NS_PER_S),
+	};
 	uint64_t wait_ms = (wait_ns + NS_PER_MS - 1) / NS_PER_MS;
 	int n;
 

@@ -46,7 +46,8 @@ struct engine {
 	/* The simulation: all of a step, in place of wait(). */
 	int (*step)(struct loop *loop, uint64_t until_ns);
 	int (*fd_socket)(struct loop *loop, int domain);
-	int (*fd_listen)(struct loop *loop, const struct sockaddr *addr, socklen_t len, int backlog);
+	int (*fd_listen)(struct loop *loop, const struct sockaddr *addr, socklen_t len,
+			 int backlog);
 	int (*fd_pair)(struct loop *loop, int ret_fd[2]);
 	int (*fd_name)(struct loop *loop, int fd, struct sockaddr_storage *ret, socklen_t *ret_len);
 	int (*fd_open)(struct loop *loop, const char *path, int flags, mode_t mode);

@@ -53,11 +53,11 @@ static int ring_init(struct uring_state *s)
 	int err = -EINVAL;
 
 	for (size_t i = 0; i < ARRAY_LEN(modes) && err == -EINVAL; i++) {
-		struct io_uring_params p = { .flags = modes[i] | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP |
-						      IORING_SETUP_SUBMIT_ALL };
+		struct io_uring_params p = { 0 };
 
-		if (!modes[i])
-			p.flags &= ~(unsigned)IORING_SETUP_SUBMIT_ALL;
+		p.flags = modes[i] | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
+		if (modes[i])
+			p.flags |= IORING_SETUP_SUBMIT_ALL;
 		err = io_uring_queue_init_params(RING_ENTRIES, &s->ring, &p);
 	}
 	s->enabled = s->wake_armed = false;
@@ -67,9 +67,9 @@ static int ring_init(struct uring_state *s)
 static int ring_check(struct uring_state *s, struct err *e)
 {
 	static const unsigned char needed[] = {
-		IORING_OP_RECV,	  IORING_OP_RECVMSG, IORING_OP_SEND,  IORING_OP_SENDMSG,   IORING_OP_ACCEPT,
-		IORING_OP_POLL_ADD, IORING_OP_READ,  IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
-		IORING_OP_ASYNC_CANCEL,
+		IORING_OP_RECV,	    IORING_OP_RECVMSG, IORING_OP_SEND,	IORING_OP_SENDMSG,
+		IORING_OP_ACCEPT,   IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_WRITE,
+		IORING_OP_FSYNC,    IORING_OP_FALLOCATE, IORING_OP_ASYNC_CANCEL,
 	};
 	/* RSRC_TAGS came together with the multishot poll of Linux 5.13. */
 	const unsigned features = IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_EXT_ARG |
@@ -210,7 +210,8 @@ static void prep(struct io_uring_sqe *sqe, struct op *op)
 		io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
 		break;
 	case OP_ALLOCATE:
-		io_uring_prep_fallocate(sqe, op->fd, (int)op->flags, (off_t)op->off, (off_t)op->len);
+		io_uring_prep_fallocate(sqe, op->fd, (int)op->flags, (off_t)op->off,
+					(off_t)op->len);
 		break;
 	default:
 		CHECK(!"an operation of the kernel's");
@@ -368,7 +369,8 @@ static void stream_done(struct loop *loop, struct op *op, int res)
 	if (op->engine_word & OPW_CANCEL) {
 		/* A result that came first counts, unless it is only a part. */
 		bool part = op->engine_word & OPW_POLLING || res == -EAGAIN || res == -EINTR ||
-			    (op->flags & STREAM_ALL && res > 0 && op->moved + (size_t)res < op->len);
+			    (op->flags & STREAM_ALL && res > 0 &&
+			     op->moved + (size_t)res < op->len);
 
 		fd_feed(loop, op, part ? -ECANCELED : res);
 	} else if (op->engine_word & OPW_POLLING) {
@@ -457,7 +459,8 @@ static int uring_wait(struct loop *loop, uint64_t until_ns)
 
 	if (!s->enabled) {
 		/* Debian 12's liburing declares io_uring_enable_rings() and does not export it. */
-		if (syscall(__NR_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+		if (syscall(__NR_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS,
+			    NULL, 0) < 0)
 			return -errno;
 		s->enabled = true;
 	}

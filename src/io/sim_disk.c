@@ -86,7 +86,8 @@ static void file_reserve(struct sim_file *f, uint64_t size)
 	room = MAX(room, f->room * 2);
 	f->data = grow(f->data, f->room, room);
 	f->safe = grow(f->safe, f->room, room);
-	f->sector = grow(f->sector, sectors(f->room) * sizeof(f->sector[0]), sectors(room) * sizeof(f->sector[0]));
+	f->sector = grow(f->sector, sectors(f->room) * sizeof(f->sector[0]),
+			 sectors(room) * sizeof(f->sector[0]));
 	f->room = room;
 }
 
@@ -151,7 +152,8 @@ void disk_free_all(struct sim *sim)
 /* ---- what operations do to a file ---- */
 
 /* `from` NULL = zeros. */
-static void file_write(struct sim_file *f, struct sim_loop *writer, const void *from, uint64_t off, size_t len)
+static void file_write(struct sim_file *f, struct sim_loop *writer, const void *from, uint64_t off,
+		       size_t len)
 {
 	if (!len)
 		return;
@@ -181,7 +183,8 @@ static void file_sync(struct sim_file *f, uint64_t writes)
 	for (uint64_t i = f->unsafe_from; i < f->unsafe_to; i++) {
 		if (!f->sector[i])
 			continue;
-		if (f->sector[i] != SECTOR_LOST) /* one that was written again since: the medium may have that already */
+		/* One that was written again since: the medium may have that already. */
+		if (f->sector[i] != SECTOR_LOST)
 			sector_make_safe(f, i);
 		if (f->sector[i] <= writes)
 			f->sector[i] = 0;
@@ -211,7 +214,8 @@ static void file_crash(struct sim *sim, struct sim_file *f)
 	if (f->size != f->safe_size && rng_chance(&sim->rng, 500000))
 		size = f->safe_size;
 	for (uint64_t i = f->unsafe_from; i < f->unsafe_to; i++) {
-		bool written = f->sector[i] && f->sector[i] != SECTOR_LOST && rng_chance(&sim->rng, 500000);
+		bool written = f->sector[i] && f->sector[i] != SECTOR_LOST &&
+			       rng_chance(&sim->rng, 500000);
 
 		if (f->sector[i] && !written)
 			memcpy(f->data + i * SIM_SECTOR, f->safe + i * SIM_SECTOR, SIM_SECTOR);
@@ -229,8 +233,9 @@ static void file_crash(struct sim *sim, struct sim_file *f)
 
 static size_t cut_short(struct sim *sim, size_t n)
 {
-	return n > 1 && rng_chance(&sim->rng, sim->disk.short_per_million) ? 1 + (size_t)rng_below(&sim->rng, n - 1)
-									   : n;
+	if (n < 2 || !rng_chance(&sim->rng, sim->disk.short_per_million))
+		return n;
+	return 1 + (size_t)rng_below(&sim->rng, n - 1);
 }
 
 static int do_allocate(struct sim_io *io)
@@ -317,7 +322,8 @@ static void io_fire(struct timer *timer)
 
 		res = work->call(work);
 	}
-	sim_fold(owner->sim, io->handle ? DID_DISK : DID_WORK, owner->id * 16 + op->kind, (uint64_t)(int64_t)res);
+	sim_fold(owner->sim, io->handle ? DID_DISK : DID_WORK, owner->id * 16 + op->kind,
+		 (uint64_t)(int64_t)res);
 	if (res > 0 && (op->kind == OP_READ || op->kind == OP_WRITE))
 		sim_fold_data(owner->sim, op->buf, (size_t)res);
 	io_free(io);
@@ -328,7 +334,8 @@ static int io_check(const struct sim_handle *h, const struct op *op)
 {
 	if (!h || (op->kind == OP_READ ? !h->readable : op->kind != OP_SYNC && !h->writable))
 		return -EBADF;
-	if (op->kind != OP_SYNC && op->kind != OP_READ && !range_within(range_of(op->off, op->len), SIM_FILE_MAX))
+	if (op->kind != OP_SYNC && op->kind != OP_READ &&
+	    !range_within(range_of(op->off, op->len), SIM_FILE_MAX))
 		return -EFBIG;
 	return 0;
 }
@@ -338,6 +345,7 @@ void disk_submit(struct loop *loop, struct op *op)
 	struct sim_handle *h = op->kind == OP_WORK ? NULL : sim_fd_get(loop, op->fd, SIM_FILE);
 	int err = op->kind == OP_WORK ? 0 : io_check(h, op);
 	struct sim_loop *l = sim_of(loop);
+	const struct sim_disk *disk = &l->sim->disk;
 	struct sim_io *io;
 
 	if (err) {
@@ -356,7 +364,7 @@ void disk_submit(struct loop *loop, struct op *op)
 	op->engine = io;
 	list_push_back(&l->ios, &io->link);
 	heap_set(&l->sim->events, &io->timer,
-		 l->sim->now_ns + sim_between(l->sim, l->sim->disk.delay_min_ns, l->sim->disk.delay_max_ns));
+		 l->sim->now_ns + sim_between(l->sim, disk->delay_min_ns, disk->delay_max_ns));
 }
 
 /* Whether it came in time, the seed says. */

@@ -16,7 +16,16 @@
 #define SIM_FILE_MAX (4 * GIB)
 
 /* What can happen, for the digest. */
-enum sim_what { DID_RUN = 1, DID_ARRIVE, DID_DISK, DID_WORK, DID_AT, DID_CRASH, DID_CUT, DID_PARTITION };
+enum sim_what {
+	DID_RUN = 1,
+	DID_ARRIVE,
+	DID_DISK,
+	DID_WORK,
+	DID_AT,
+	DID_CRASH,
+	DID_CUT,
+	DID_PARTITION,
+};
 
 enum sim_fd_kind { SIM_FREE, SIM_SOCKET, SIM_LISTENER, SIM_FILE };
 

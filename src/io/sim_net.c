@@ -12,8 +12,8 @@
  * as one of its two sockets.
  *
  * Invariants: dir->arrive is set exactly when the direction has a segment under way and is not held; a direction is
- * held from the moment when an arrival met a partition, until it heals. Ops wait in sock->reads and sock->writes, of which
- * the first is worked on.
+ * held from the moment when an arrival met a partition, until it heals. Ops wait in sock->reads and sock->writes, of
+ * which the first is worked on.
  */
 #include "io/sim_int.h"
 
@@ -115,21 +115,26 @@ static void segs_free(struct dir *d, struct list *segs)
 	}
 }
 
+static uint64_t delay_draw(struct sim *sim)
+{
+	return sim_between(sim, sim->net.delay_min_ns, sim->net.delay_max_ns);
+}
+
 static void dir_send(struct dir *d, enum seg_kind kind, struct seg *seg)
 {
 	struct sim *sim = d->conn->sim;
 	struct sim_loop *owner = d->conn->owner[d->from];
-	uint64_t leaves_ns = sim->now_ns;
+	uint64_t leaves_ns = sim->now_ns, rate = sim->net.bytes_per_s;
 
 	if (!seg)
 		seg = sim_alloc(sizeof(*seg));
 	seg->kind = kind;
-	if (sim->net.bytes_per_s && owner && seg->len) {
+	if (rate && owner && seg->len) {
 		leaves_ns = MAX(leaves_ns, owner->link_free_ns) +
-			    (uint64_t)((unsigned __int128)seg->len * NS_PER_S / sim->net.bytes_per_s);
+			    (uint64_t)((unsigned __int128)seg->len * NS_PER_S / rate);
 		owner->link_free_ns = leaves_ns;
 	}
-	seg->at_ns = leaves_ns + sim_between(sim, sim->net.delay_min_ns, sim->net.delay_max_ns);
+	seg->at_ns = leaves_ns + delay_draw(sim);
 	if (rng_chance(&sim->rng, sim->net.stall_per_million))
 		seg->at_ns += rng_below(&sim->rng, sim->net.stall_max_ns + 1);
 	seg->at_ns = d->last_ns = MAX(seg->at_ns, d->last_ns);
@@ -204,7 +209,9 @@ static void sock_join(struct sim_sock *s, struct sim_conn *c, int side)
 /* A simulated recv or send moves only part now and then. */
 static size_t cut_short(struct sim *sim, size_t n)
 {
-	return n > 1 && rng_chance(&sim->rng, sim->net.short_per_million) ? 1 + (size_t)rng_below(&sim->rng, n - 1) : n;
+	if (n < 2 || !rng_chance(&sim->rng, sim->net.short_per_million))
+		return n;
+	return 1 + (size_t)rng_below(&sim->rng, n - 1);
 }
 
 /* Copies between the op's buffers, from their current place on, and `flat`; fd_feed() moves the place. */
@@ -312,7 +319,9 @@ static void sock_pump_reads(struct sim_sock *s)
 		int res;
 
 		if (d && !list_empty(&d->arrived)) {
-			res = (int)take_arrived(d, op, cut_short(s->owner->sim, op->len - op->moved));
+			size_t max = cut_short(s->owner->sim, op->len - op->moved);
+
+			res = (int)take_arrived(d, op, max);
 		} else if (s->err) {
 			res = s->err == -EPIPE ? -ECONNRESET : s->err;
 		} else if (!s->established) {
@@ -347,10 +356,12 @@ static struct sim_listener *listener_find(struct sim *sim, const struct sim_addr
 static void listener_pump(struct sim_listener *l)
 {
 	while (!list_empty(&l->accepts) && !list_empty(&l->backlog)) {
-		struct sim_sock *s = LIST_ENTRY(list_pop_front(&l->backlog), struct sim_sock, backlog);
+		struct link *k = list_pop_front(&l->backlog);
+		struct sim_sock *s = LIST_ENTRY(k, struct sim_sock, backlog);
+		int fd = sim_fd_new(l->owner, SIM_SOCKET, s);
 
 		l->waiting--;
-		fd_feed(l->owner->loop, op_of(list_first(&l->accepts)), sim_fd_new(l->owner, SIM_SOCKET, s));
+		fd_feed(l->owner->loop, op_of(list_first(&l->accepts)), fd);
 	}
 }
 
@@ -483,8 +494,7 @@ void net_heal(struct sim *sim)
 				continue;
 			d->held = false; /* sent again, as from now */
 			if (first)
-				seg_of(first)->at_ns = sim->now_ns + sim_between(sim, sim->net.delay_min_ns,
-										 sim->net.delay_max_ns);
+				seg_of(first)->at_ns = sim->now_ns + delay_draw(sim);
 			dir_schedule(d);
 		}
 	}
@@ -511,7 +521,8 @@ static void sock_close(struct sim_sock *s, bool crash)
 		c->sock[s->side] = NULL;
 		if (!c->sock[0] && !c->sock[1])
 			conn_free(c);
-		else if (!s->err && (crash || !s->established || !list_empty(&c->dir[1 - s->side].arrived)))
+		else if (!s->err && (crash || !s->established ||
+				     !list_empty(&c->dir[1 - s->side].arrived)))
 			dir_reset(&c->dir[s->side]);
 		else if (!s->err)
 			dir_send(&c->dir[s->side], SEG_FIN, NULL);
@@ -658,10 +669,14 @@ static int connect_start(struct sim_sock *s, const struct op *op)
 
 void net_submit(struct loop *loop, struct op *op)
 {
-	struct sim_listener *l = op->kind == OP_ACCEPT ? sim_fd_get(loop, op->fd, SIM_LISTENER) : NULL;
-	struct sim_sock *s = op->kind == OP_ACCEPT ? NULL : sim_fd_get(loop, op->fd, SIM_SOCKET);
+	struct sim_listener *l = NULL;
+	struct sim_sock *s = NULL;
 	int err;
 
+	if (op->kind == OP_ACCEPT)
+		l = sim_fd_get(loop, op->fd, SIM_LISTENER);
+	else
+		s = sim_fd_get(loop, op->fd, SIM_SOCKET);
 	if (!l && !s) {
 		loop_complete(loop, op, -EBADF);
 		return;

@@ -27,7 +27,8 @@ static int parse_unix(const char *path, struct sock_addr *ret, struct err *e)
 	if (!len)
 		return err_set(e, -EINVAL, "unix: needs a path, as in unix:/run/remora.sock");
 	if (len >= sizeof(un->sun_path))
-		return err_set(e, -ENAMETOOLONG, "the path of a unix socket has at most %zu bytes, this one has %zu: %s",
+		return err_set(e, -ENAMETOOLONG,
+			       "the path of a unix socket has at most %zu bytes, this one has %zu: %s",
 			       sizeof(un->sun_path) - 1, len, path);
 	un->sun_family = AF_UNIX;
 	memcpy(un->sun_path, path, len + 1);

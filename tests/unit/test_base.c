@@ -51,7 +51,8 @@ static void sizes_are_powers_of_1024(void **state)
 
 static void a_bad_size_is_refused_with_a_text(void **state)
 {
-	static const char *const bad[] = { "", " ", "K", "-1", "+1", "1 K", "1X", "1kB", "1.", ".5K", "1.5", "0x10", "1K ",
+	static const char *const bad[] = { "", " ", "K", "-1", "+1", "1 K", "1X", "1kB", "1.",
+		".5K", "1.5", "0x10", "1K ",
 					   "64KK", "1e3", "1.2.3K" };
 	static const char *const too_big[] = { "18446744073709551615K", "16384P", "0.3K", "18000000000G" };
 	struct err e;
@@ -199,18 +200,18 @@ static void bitmap_ranges_equal_a_plain_array(void **state)
 	for (size_t first = 0; first < BITS; first += 7) {
 		for (size_t count = 0; first + count <= BITS; count += 13) {
 			uint64_t w[BITMAP_WORDS(BITS)] = { 0 }, x[BITMAP_WORDS(BITS)];
-			size_t next_set = count ? first : BITS;
+			size_t next_set = count ? first : BITS, end = first + count;
 
 			bitmap_set_range(w, first, count);
 			for (size_t i = 0; i < BITS; i++)
-				assert_int_equal(bitmap_get(w, i), i >= first && i < first + count);
+				assert_int_equal(bitmap_get(w, i), i >= first && i < end);
 			assert_int_equal(bitmap_count(w, BITS), count);
 			assert_int_equal(bitmap_next_set(w, BITS, 0), next_set);
 			assert_int_equal(bitmap_next_clear(w, BITS, first), first + count);
 			memset(x, 0xff, sizeof(x));
 			bitmap_clear_range(x, first, count);
 			for (size_t i = 0; i < BITS; i++)
-				assert_int_equal(bitmap_get(x, i), !(i >= first && i < first + count));
+				assert_int_equal(!bitmap_get(x, i), i >= first && i < end);
 			assert_int_equal(bitmap_count(x, BITS), BITS - count);
 			assert_int_equal(bitmap_next_clear(x, BITS, 0), next_set);
 			assert_int_equal(bitmap_next_set(x, BITS, first), first + count);

@@ -67,7 +67,7 @@ static struct sockaddr_un name_of(const char *path)
 {
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 
-	strcpy(un.sun_path, path);
+	memcpy(un.sun_path, path, strlen(path) + 1);
 	return un;
 }
 
@@ -133,7 +133,8 @@ static void a_connect_takes_a_round_trip(void **state)
 	struct sockaddr_un un = name_of("server");
 	struct sim *sim = world_new(2);
 	struct loop *loop = loop_new(sim);
-	int fd_listen = loop_listen(loop, (struct sockaddr *)&un, sizeof(un), 1), fd = loop_socket(loop, AF_UNIX);
+	int fd_listen = loop_listen(loop, (struct sockaddr *)&un, sizeof(un), 1);
+	int fd = loop_socket(loop, AF_UNIX);
 	uint64_t start = sim_now(sim);
 	struct wait c;
 
@@ -419,7 +420,8 @@ static void a_work_runs_at_a_simulated_time(void **state)
 #define DISK_SECTORS 64u
 #define DISK_BYTES (DISK_SECTORS * 512u)
 
-static int disk_op(struct sim *sim, struct loop *loop, int fd, enum op_kind kind, void *buf, size_t len, uint64_t off)
+static int disk_op(struct sim *sim, struct loop *loop, int fd, enum op_kind kind, void *buf,
+		   size_t len, uint64_t off)
 {
 	struct wait w;
 
@@ -500,7 +502,8 @@ static void a_failed_sync_may_lose_what_a_later_one_seems_to_save(void **state)
 		assert_int_equal(sim_file_make(sim, "disk", sizeof(buf)), 0);
 		fd = loop_open_file(loop, "disk", O_RDWR, 0);
 		memset(buf, 3, sizeof(buf));
-		assert_int_equal(disk_op(sim, loop, fd, OP_WRITE, buf, sizeof(buf), 0), sizeof(buf));
+		assert_int_equal(disk_op(sim, loop, fd, OP_WRITE, buf, sizeof(buf), 0),
+				 sizeof(buf));
 		sim_disk(sim)->error_per_million = 1000000;
 		assert_int_equal(disk_op(sim, loop, fd, OP_SYNC, NULL, 0, 0), -EIO);
 		sim_disk(sim)->error_per_million = 0;
@@ -559,7 +562,8 @@ static void files_grow_shrink_and_punch(void **state)
 	assert_int_equal(disk_op(sim, loop, fd, OP_WRITE, memset(buf, 7, 1024), 1024, 1000), 1024);
 	assert_int_equal(loop_file_size(loop, fd, &size), 0);
 	assert_int_equal(size, 2024);
-	op_allocate(loop, wait_op(&w, sim), fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1001, 5000);
+	op_allocate(loop, wait_op(&w, sim), fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1001,
+		    5000);
 	finish(sim, &w);
 	assert_int_equal(w.res, 0);
 	assert_int_equal(disk_op(sim, loop, fd, OP_READ, buf, 1024, 1000), 1024);
@@ -619,10 +623,13 @@ static void echo_accept_done(struct op *op, int res)
 
 static void weather(struct sim *sim)
 {
+	bool slow = rng_chance(sim_rng(sim), 500000);
+	uint64_t rate = 100000 + rng_below(sim_rng(sim), 100000000);
+
 	*sim_net(sim) = (struct sim_net){
 		.delay_min_ns = 1,
 		.delay_max_ns = rng_below(sim_rng(sim), 50 * MS),
-		.bytes_per_s = rng_chance(sim_rng(sim), 500000) ? 0 : 100000 + rng_below(sim_rng(sim), 100000000),
+		.bytes_per_s = slow ? rate : 0,
 		.stall_per_million = 10000,
 		.stall_max_ns = NS_PER_S,
 		.short_per_million = 300000,
@@ -649,7 +656,8 @@ static uint64_t echo_run(uint64_t seed)
 	op_connect(client, wait_op(&s, sim), fd, (struct sockaddr *)&un, sizeof(un));
 	finish(sim, &s);
 	for (unsigned i = 0; i < ECHO_ROUNDS; i++) {
-		size_t len = 1 + rng_below(sim_rng(sim), rng_chance(sim_rng(sim), 100000) ? ECHO_MAX : 1000);
+		size_t max = rng_chance(sim_rng(sim), 100000) ? ECHO_MAX : 1000;
+		size_t len = 1 + rng_below(sim_rng(sim), max);
 
 		rng_fill(sim_rng(sim), out, len);
 		op_recv_all(client, wait_op(&r, sim), fd, in, len);

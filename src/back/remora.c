@@ -356,7 +356,7 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	return 0;
 }
 
-static int remora_open_until(struct store **ret, struct loop *loop, const struct remora_options *o,
+static int remora_connect_until(struct store **ret, struct loop *loop, const struct remora_options *o,
 			     uint64_t deadline_ns, struct err *e)
 {
 	struct remora *m;
@@ -412,9 +412,9 @@ fail_fd:
 	return r;
 }
 
-int remora_open(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e)
+int remora_connect(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e)
 {
-	return remora_open_until(ret, loop, options, NEVER_NS, e);
+	return remora_connect_until(ret, loop, options, NEVER_NS, e);
 }
 
 /* ---- from a spec ---- */
@@ -508,7 +508,7 @@ int back_remora_open(struct store **ret, const struct store_open *how, struct sp
 	if (r)
 		spec_error(args->spec, args->part->rest_at, args->e, "%s", why.text);
 	else
-		r = remora_open_until(ret, how->loop, &o, how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
+		r = remora_connect_until(ret, how->loop, &o, how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
 	free(text);
 	return r;
 }

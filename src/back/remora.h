@@ -27,7 +27,7 @@ struct remora_options {
 void remora_options_init(struct remora_options *options);
 
 /* Set-up code: runs the loop until the server has answered. */
-MUST_USE int remora_open(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e);
+MUST_USE int remora_connect(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e);
 
 struct remora_counts {
 	unsigned connections, up; /* wanted, and there */

@@ -362,6 +362,19 @@ void server_close_wait(struct server *sv, uint64_t grace_ns)
 	CHECK(!r && closed); /* after the grace everything ends by itself */
 }
 
+void server_abandon(struct server *sv)
+{
+	struct link *k;
+
+	if (!sv)
+		return;
+	while ((k = list_pop_front(&sv->conns)))
+		sconn_abandon(LIST_ENTRY(k, struct sconn, link));
+	while ((k = list_pop_front(&sv->listens)))
+		free(LIST_ENTRY(k, struct slisten, link));
+	server_free(sv);
+}
+
 /* ---- telling ---- */
 
 void server_count(const struct server *sv, struct server_counts *ret)

@@ -71,6 +71,10 @@ MUST_USE int server_attach(struct server *server, int fd);
 void server_close(struct server *server, uint64_t grace_ns, void (*closed)(void *arg), void *arg);
 void server_close_wait(struct server *server, uint64_t grace_ns); /* set-up code and tests: runs the loop */
 
+/* Simulations only: the loop is no more (sim_crash), and with it the process; gives the memory back. The stores may be
+ * gone already. */
+void server_abandon(struct server *server);
+
 void server_count(const struct server *server, struct server_counts *ret);
 uint64_t server_instance(const struct server *server);
 

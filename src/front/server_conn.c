@@ -56,6 +56,14 @@ void sconn_stop(struct sconn *c)
 	stream_stop(&c->stream);
 }
 
+void sconn_abandon(struct sconn *c)
+{
+	c->mem.used = 0;
+	sreqs_close(c);
+	free(c->stream.buf);
+	free(c);
+}
+
 static void conn_stopped(struct stream *s)
 {
 	struct sconn *c = CONTAINER_OF(s, struct sconn, stream);

@@ -141,6 +141,7 @@ void sconn_refuse(struct sconn *c, uint32_t code, const char *fmt, ...) PRINTF_L
 void sconn_welcome_if_free(struct sconn *c);
 void sconn_drain(struct sconn *c, uint64_t until_ns);
 void sconn_stop(struct sconn *c);
+void sconn_abandon(struct sconn *c); /* frees it, and touches no loop */
 /* A request has been put back, or a reply has left. */
 void sconn_progress(struct sconn *c);
 /* It broke the protocol. */

@@ -107,7 +107,7 @@ static struct store *client_open(struct world *w, unsigned connections)
 	o.addr = w->addr;
 	o.name = "disk";
 	o.connections = connections;
-	if (remora_open(&store, w->loop, &o, &e))
+	if (remora_connect(&store, w->loop, &o, &e))
 		fail_msg("%s", e.text);
 	return store;
 }
@@ -317,7 +317,7 @@ static void the_first_read_comes_with_the_greeting(void **state)
 	remora_options_init(&o);
 	o.addr = w.addr;
 	o.first = range_of(900 * KIB, 200 * KIB); /* across the end: cut */
-	assert_int_equal(remora_open(&c, w.loop, &o, NULL), 0);
+	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
 	assert_int_equal(store_read(c, 950 * KIB, b, 74 * KIB), 0);
 	assert_memory_equal(a + 950 * KIB, b, 74 * KIB);
 	remora_count(c, &n);
@@ -330,14 +330,14 @@ static void the_first_read_comes_with_the_greeting(void **state)
 	assert_int_equal(n.first_hits, 1);
 	store_close_wait(c);
 	/* What was written meanwhile is not answered from before. */
-	assert_int_equal(remora_open(&c, w.loop, &o, NULL), 0);
+	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
 	assert_int_equal(store_write(c, 950 * KIB, "new", 4, 0), 0);
 	assert_int_equal(store_read(c, 950 * KIB, b, 4), 0);
 	assert_string_equal((char *)b, "new");
 	store_close_wait(c);
 	/* Outside of the resource: no harm. */
 	o.first = range_of(5 * MIB, 100);
-	assert_int_equal(remora_open(&c, w.loop, &o, NULL), 0);
+	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
 	assert_int_equal(store_read(c, 0, b, 4096), 0);
 	assert_memory_equal(a, b, 4096);
 	store_close_wait(c);
@@ -360,7 +360,7 @@ static void a_socketpair_serves_without_an_address(void **state)
 	assert_int_equal(server_attach(w.server, fd[0]), 0);
 	remora_options_init(&o);
 	o.fd = fd[1];
-	assert_int_equal(remora_open(&c, w.loop, &o, NULL), 0);
+	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
 	assert_int_equal(store_write(c, 5, "abc", 4, 0), 0);
 	assert_int_equal(store_read(c, 5, text, 4), 0);
 	assert_string_equal(text, "abc");
@@ -471,7 +471,7 @@ static void a_server_that_is_not_there_is_named_with_the_reason(void **state)
 	loop_close_fd(w.loop, fd);
 	remora_options_init(&o);
 	o.addr = addr;
-	assert_int_equal(remora_open(&c, w.loop, &o, &e), -ECONNREFUSED);
+	assert_int_equal(remora_connect(&c, w.loop, &o, &e), -ECONNREFUSED);
 	assert_null(c);
 	assert_non_null(strstr(e.text, sock_format(&addr, text)));
 	assert_non_null(strstr(e.text, "refused"));
@@ -493,7 +493,7 @@ static void a_server_that_does_not_greet_is_left_in_time(void **state)
 	remora_options_init(&o);
 	o.fd = fd[1];
 	o.connect_ns = 30 * NS_PER_MS;
-	assert_int_equal(remora_open(&c, w.loop, &o, &e), -ETIMEDOUT);
+	assert_int_equal(remora_connect(&c, w.loop, &o, &e), -ETIMEDOUT);
 	assert_non_null(strstr(e.text, "greeting"));
 	loop_close_fd(w.loop, fd[0]);
 	loop_close(w.loop);
@@ -515,7 +515,7 @@ static void what_answers_may_not_speak_the_protocol(void **state)
 	assert_int_equal(send(fd[0], http, sizeof(http) - 1, 0), sizeof(http) - 1);
 	remora_options_init(&o);
 	o.fd = fd[1];
-	assert_int_equal(remora_open(&c, w.loop, &o, &e), -EPROTO);
+	assert_int_equal(remora_connect(&c, w.loop, &o, &e), -EPROTO);
 	assert_non_null(strstr(e.text, "does not speak"));
 	loop_close_fd(w.loop, fd[0]);
 	loop_close(w.loop);
@@ -575,10 +575,10 @@ static void lists_are_told_unless_hidden(void **state)
 	assert_non_null(strstr(e.text, "does not tell"));
 	remora_options_init(&ro);
 	ro.addr = w.addr;
-	assert_int_equal(remora_open(&c, w.loop, &ro, &e), -ENOENT);
+	assert_int_equal(remora_connect(&c, w.loop, &ro, &e), -ENOENT);
 	assert_non_null(strstr(e.text, "a name is needed"));
 	ro.name = "c";
-	assert_int_equal(remora_open(&c, w.loop, &ro, &e), -ENOENT);
+	assert_int_equal(remora_connect(&c, w.loop, &ro, &e), -ENOENT);
 	assert_null(strstr(e.text, "there are"));
 	world_close(&w);
 }
@@ -602,7 +602,7 @@ static void too_many_clients_are_refused_with_the_reason(void **state)
 	{
 		struct store *f;
 
-		assert_int_equal(remora_open(&f, w.loop, &o, &e), -EBUSY);
+		assert_int_equal(remora_connect(&f, w.loop, &o, &e), -EBUSY);
 		assert_non_null(strstr(e.text, "too many clients"));
 	}
 	assert_int_equal(store_read(c, 0, &byte, 1), 0);
@@ -645,7 +645,7 @@ static void users_who_are_not_on_the_list_are_refused(void **state)
 	server_start(&w, &o);
 	remora_options_init(&ro);
 	ro.addr = w.addr;
-	assert_int_equal(remora_open(&c, w.loop, &ro, &e), -EACCES);
+	assert_int_equal(remora_connect(&c, w.loop, &ro, &e), -EACCES);
 	assert_non_null(strstr(e.text, "user"));
 	world_close(&w);
 }
@@ -1022,7 +1022,7 @@ static void replies_that_contradict_end_the_connection(void **state)
 		assert_int_equal(send(fd[0], at, wire_welcome_encode(&welcome, at), 0), sizeof(at));
 		remora_options_init(&o);
 		o.fd = fd[1];
-		assert_int_equal(remora_open(&c, w.loop, &o, NULL), 0);
+		assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
 		assert_int_equal(raw_recv(&w, fd[0], hello, sizeof(hello)), sizeof(hello));
 		memset(buf, 0x33, sizeof(buf));
 		m.left = &left;

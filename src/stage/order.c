@@ -19,9 +19,9 @@
  * (the retry stage) must stand below this stage, not above it; then the repetition still holds its place.
  *
  * The entries lie side by side in an array without holes and are looked through one by one: at most ORDER_REQS_MAX of
- * them, less than a microsecond. When all are in use, further requests wait in a
- * queue of this stage's own, first come first served (the pool's queue sorts by urgency, and would let a later write
- * overtake an earlier one to the same place); an urgent request passes those before it with which it has no conflict.
+ * them, about a microsecond for each request when all are in use. Then further requests wait in a queue of this
+ * stage's own, first come first served (the pool's queue sorts by urgency, and would let a later write overtake an
+ * earlier one to the same place); an urgent request passes those before it with which it has no conflict.
  *
  * Invariants: when the queue is not empty, no entry is free. Blockers of an entry = earlier entries (lower seq)
  * that conflict with it; an entry is with the next store if and only if it has none.
@@ -62,8 +62,7 @@ static struct order *order_of(struct store *store)
 
 static bool conflict(const struct entry *a, const struct entry *b)
 {
-	/* Without branches, which could not be foretold: this is the inner loop. */
-	return (a->start < b->end) & (b->start < a->end) & (a->changes | b->changes);
+	return a->start < b->end && b->start < a->end && (a->changes || b->changes);
 }
 
 static void order_done(struct req *req, int err);

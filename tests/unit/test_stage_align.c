@@ -20,7 +20,7 @@ static void drain(struct world *w)
 static void test_unaligned_requests_apart_match_a_model(void **state)
 {
 	(void)state;
-	for (uint64_t seed = 1; seed <= 12; seed++) {
+	for (uint64_t seed = 1; seed <= 8; seed++) {
 		model_run("align|fake:70000?align=512", MODEL_APART, seed, 1500, 9000, 1);
 		model_run("align:block=4K,len=8K|fake:70000?align=512", MODEL_APART, seed, 1500, 40000, 1);
 		model_run("align:block=64K|fake:1000000?align=4K&emulate=1", MODEL_APART, seed, 300, 200000, 1);
@@ -32,7 +32,7 @@ static void test_unaligned_requests_apart_match_a_model(void **state)
 static void test_overlapping_rmw_of_one_block_loses_no_byte(void **state)
 {
 	(void)state;
-	for (uint64_t seed = 1; seed <= 40; seed++)
+	for (uint64_t seed = 1; seed <= 25; seed++)
 		model_run("align:block=4K|fake:10000?align=512", MODEL_APART, seed, 800, 500, 1);
 }
 
@@ -46,7 +46,7 @@ static void test_order_before_align_keeps_overlapping_writes_in_order(void **sta
 static void test_abort_completes_every_request_once(void **state)
 {
 	(void)state;
-	for (uint64_t seed = 1; seed <= 150; seed++)
+	for (uint64_t seed = 1; seed <= 60; seed++)
 		model_abort("align:block=4K,len=8K|fake:50000?align=512", seed, 30000, 1);
 }
 

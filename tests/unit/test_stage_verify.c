@@ -25,7 +25,7 @@ static void drain(struct world *w)
 static void test_random_requests_keep_both_stores_equal(void **state)
 {
 	(void)state;
-	for (uint64_t seed = 1; seed <= 15; seed++) {
+	for (uint64_t seed = 1; seed <= 8; seed++) {
 		model_run("verify:with=(fake:20000)|fake:20000", MODEL_APART, seed, 1000, 3000, 1);
 		model_run("order|verify:with=(fake:20000?emulate=1)|fake:20000", MODEL_ANYTHING, seed, 1000, 3000, 1);
 	}
@@ -34,7 +34,7 @@ static void test_random_requests_keep_both_stores_equal(void **state)
 static void test_abort_completes_every_request_once(void **state)
 {
 	(void)state;
-	for (uint64_t seed = 1; seed <= 150; seed++)
+	for (uint64_t seed = 1; seed <= 40; seed++)
 		model_abort("verify:with=(fake:20000)|fake:20000", seed, 3000, 1);
 }
 

@@ -481,6 +481,53 @@ static void test_eviction_under_writers_loses_nothing(void **state)
 	}
 }
 
+struct sweep {
+	struct remora *r;
+	uint64_t from, to;
+};
+
+static void *sweep_main(void *arg)
+{
+	const struct sweep *s = arg;
+	volatile uint8_t *data = remora_data(s->r);
+
+	for (int pass = 0; pass < 6; pass++)
+		for (uint64_t at = s->from; at < s->to; at += 64)
+			data[at]++;
+	return NULL;
+}
+
+/* Right behind the readahead: a page is written at the moment it comes, and soon dropped. */
+static void test_sequential_writers_behind_the_readahead_lose_nothing(void **state)
+{
+	struct sweep sweep[2];
+	pthread_t thread[2];
+	struct remora *r;
+	struct far far;
+
+	(void)state;
+	far_init(&far, 24 * MIB, true);
+	far.options.budget = 6 * MIB;
+	far.options.readahead_max = 0;
+	far.options.push_interval_ms = 1;
+	r = far_open(&far);
+	for (size_t i = 0; i < ARRAY_LEN(sweep); i++) {
+		sweep[i] = (struct sweep){ r, i * far.size / 2, (i + 1) * far.size / 2 };
+		assert_int_equal(pthread_create(&thread[i], NULL, sweep_main, &sweep[i]), 0);
+	}
+	for (size_t i = 0; i < ARRAY_LEN(sweep); i++)
+		pthread_join(thread[i], NULL);
+	assert_true(status_of(r).evicted_bytes > far.size);
+	assert_int_equal(remora_close(r), 0);
+	for (uint64_t at = 0; at < far.size; at++) {
+		uint8_t want = (uint8_t)(computed(at) + (at % 64 ? 0 : 6));
+
+		if (far.data[at] != want)
+			fail_msg("byte %llu", (unsigned long long)at);
+	}
+	far_done(&far);
+}
+
 static void *reader_main(void *arg)
 {
 	struct remora *r = arg;
@@ -1028,6 +1075,7 @@ int main(void)
 		cmocka_unit_test(test_two_handles_share_nothing),
 		cmocka_unit_test(test_random_writers_during_the_pull_lose_nothing),
 		cmocka_unit_test(test_eviction_under_writers_loses_nothing),
+		cmocka_unit_test(test_sequential_writers_behind_the_readahead_lose_nothing),
 		cmocka_unit_test(test_readers_race_with_the_background_pull),
 		cmocka_unit_test(test_what_cannot_be_read_is_sigbus_never_zeros),
 		cmocka_unit_test(test_a_far_side_that_hangs_ends_in_sigbus_by_the_deadline),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the subcommands share: exit codes, options (one table serves getopt and --help), messages, output, and the loop with
- * its signals. Only commands print.
+ * What the subcommands share: exit codes, options (one table serves getopt and --help), messages, output, and
+ * the loop with its signals. Only commands print.
  */
 #ifndef REMORA_CMD_CMD_H
 #define REMORA_CMD_CMD_H
@@ -29,7 +29,7 @@ enum cmd_exit {
 
 struct cmd {
 	const char *name;
-	const char *what; /* half a line: "copies a resource to another" */
+	const char *what;		   /* half a line: "copies a resource to another" */
 	int (*run)(int argc, char **argv); /* argv[0] is the name; returns the exit code */
 };
 const struct cmd *cmd_find(const char *name); /* NULL: there is none */
@@ -40,6 +40,7 @@ int cmd_info(int argc, char **argv);
 int cmd_copy(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_link(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 
 /* ---- options (options.c) ---- */
 
@@ -72,13 +73,13 @@ struct opt {
 };
 
 struct usage {
-	const char *name;     /* of the command */
-	const char *args;     /* "[OPTION]... SRC DST"; a second line is indented under it */
+	const char *name; /* of the command */
+	const char *args; /* "[OPTION]... SRC DST"; a second line is indented under it */
 	const struct opt *options;
-	const char *more;     /* behind the options: what they mean together, examples; or NULL */
+	const char *more; /* behind the options: what they mean together, examples; or NULL */
 	size_t args_min, args_max;
-	bool json;	      /* has --json */
-	bool loop;	      /* has --loop */
+	bool json; /* has --json */
+	bool loop; /* has --loop */
 };
 
 /* Options that every command has (json and loop: most). */
@@ -139,6 +140,7 @@ struct run {
 	struct op signal_op;
 	unsigned signals; /* how many came */
 	int last_signal;
+	uint64_t last_signal_ns;
 	/* SIGINT, SIGTERM, SIGHUP, from the loop. While it is NULL they end the process (exit code CMD_INCOMPLETE). */
 	void (*on_signal)(struct run *run);
 	bool signal_done;

@@ -52,7 +52,8 @@ static int info_probe(struct info *in, struct err *e)
 		int r = store_read(in->store, size / PROBES * i, &byte, 1);
 
 		if (r)
-			return err_sys(e, r, "reading%s%s", *in->store->last_why ? ": " : "", in->store->last_why);
+			return err_sys(e, r, "reading%s%s", *in->store->last_why ? ": " : "",
+				       in->store->last_why);
 		ns[in->probes++] = loop_now_fresh(in->store->loop) - start;
 		if (loop_now_fresh(in->store->loop) - begin > PROBE_NS_MAX)
 			break;
@@ -91,7 +92,9 @@ static int info_extents(struct info *in, struct err *e)
 
 static const char *cap_name(enum cap cap)
 {
-	static const char *const names[] = { [CAP_NONE] = "none", [CAP_EMULATED] = "emulated", [CAP_NATIVE] = "native" };
+	static const char *const names[] = {
+		[CAP_NONE] = "none", [CAP_EMULATED] = "emulated", [CAP_NATIVE] = "native"
+	};
 
 	CHECK(cap < ARRAY_LEN(names));
 	return names[cap];
@@ -105,21 +108,25 @@ static void info_json(const struct info *in, const char *spec)
 
 	snprintf(instance, sizeof(instance), "%016llx", (unsigned long long)i->instance);
 	snprintf(identity, sizeof(identity), "%016llx", (unsigned long long)i->identity);
-	j = json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:s*, s:s*, s:{s:s, s:s, s:s, s:s, s:s, s:s}}", "spec", spec,
-		      "size", (json_int_t)i->size, "chunk", (json_int_t)i->chunk, "align", (json_int_t)i->align,
-		      "len_max", (json_int_t)i->len_max, "read_only", i->read_only, "instance",
-		      i->instance ? instance : NULL, "identity", i->identity ? identity : NULL, "capabilities",
-		      "flush", cap_name(i->flush), "fua", cap_name(i->fua), "zero", cap_name(i->zero), "trim",
-		      cap_name(i->trim), "extents", cap_name(i->extents), "prefetch", cap_name(i->prefetch));
+	j = json_pack(
+		"{s:s, s:I, s:I, s:I, s:I, s:b, s:s*, s:s*, s:{s:s, s:s, s:s, s:s, s:s, s:s}}",
+		"spec", spec, "size", (json_int_t)i->size, "chunk", (json_int_t)i->chunk, "align",
+		(json_int_t)i->align, "len_max", (json_int_t)i->len_max, "read_only", i->read_only,
+		"instance", i->instance ? instance : NULL, "identity",
+		i->identity ? identity : NULL, "capabilities", "flush", cap_name(i->flush), "fua",
+		cap_name(i->fua), "zero", cap_name(i->zero), "trim", cap_name(i->trim), "extents",
+		cap_name(i->extents), "prefetch", cap_name(i->prefetch));
 	CHECK(j);
 	if (in->probes)
-		json_object_set_new(j, "read_ns", json_pack("{s:I, s:I, s:i}", "min", (json_int_t)in->probe_min_ns,
-							    "median", (json_int_t)in->probe_median_ns, "reads",
-							    (int)in->probes));
+		json_object_set_new(
+			j, "read_ns",
+			json_pack("{s:I, s:I, s:i}", "min", (json_int_t)in->probe_min_ns, "median",
+				  (json_int_t)in->probe_median_ns, "reads", (int)in->probes));
 	if (in->looked_at)
 		json_object_set_new(j, "extents",
-				    json_pack("{s:I, s:I, s:I, s:I}", "data", (json_int_t)in->data, "zeros",
-					      (json_int_t)in->zeros, "count", (json_int_t)in->extents, "looked_at",
+				    json_pack("{s:I, s:I, s:I, s:I}", "data", (json_int_t)in->data,
+					      "zeros", (json_int_t)in->zeros, "count",
+					      (json_int_t)in->extents, "looked_at",
 					      (json_int_t)in->looked_at));
 	out_json(j);
 }
@@ -143,25 +150,29 @@ static void info_print(const struct info *in, const char *spec)
 	printf("%s; longest request %s; ", size_format(i->chunk, a), size_format(i->len_max, b));
 	printf(i->align > 1 ? "aligned to %s\n" : "any alignment\n", size_format(i->align, a));
 	row("can");
-	printf("flush %s, fua %s, zero %s,\n             trim %s, extents %s, prefetch %s\n", cap_name(i->flush),
-	       cap_name(i->fua), cap_name(i->zero), cap_name(i->trim), cap_name(i->extents), cap_name(i->prefetch));
+	printf("flush %s, fua %s, zero %s,\n             trim %s, extents %s, prefetch %s\n",
+	       cap_name(i->flush), cap_name(i->fua), cap_name(i->zero), cap_name(i->trim),
+	       cap_name(i->extents), cap_name(i->prefetch));
 	if (i->identity) {
 		row("identity");
 		printf("%016llx\n", (unsigned long long)i->identity);
 	}
 	if (i->instance) {
 		row("instance");
-		printf("%016llx (new at each start of its server)\n", (unsigned long long)i->instance);
+		printf("%016llx (new at each start of its server)\n",
+		       (unsigned long long)i->instance);
 	}
 	if (in->probes) {
 		row("read");
-		printf("1 byte in %s at best, %s in the middle (%u reads)\n", time_format(in->probe_min_ns, a),
-		       time_format(in->probe_median_ns, b), in->probes);
+		printf("1 byte in %s at best, %s in the middle (%u reads)\n",
+		       time_format(in->probe_min_ns, a), time_format(in->probe_median_ns, b),
+		       in->probes);
 	}
 	if (in->looked_at) {
 		row("data");
-		printf("%s; zeros %s; %llu extent%s", size_format(in->data, a), size_format(in->zeros, b),
-		       (unsigned long long)in->extents, in->extents == 1 ? "" : "s");
+		printf("%s; zeros %s; %llu extent%s", size_format(in->data, a),
+		       size_format(in->zeros, b), (unsigned long long)in->extents,
+		       in->extents == 1 ? "" : "s");
 		if (in->looked_at < i->size)
 			printf(" (of the first %s)", size_format(in->looked_at, a));
 		putchar('\n');
@@ -183,7 +194,8 @@ int cmd_info(int argc, char **argv)
 {
 	bool probe = true;
 	const struct opt options[] = {
-		{ "no-read", 0, OPT_NOT, NULL, "reads nothing of the resource, only what opening it tells", &probe },
+		{ "no-read", 0, OPT_NOT, NULL,
+		  "reads nothing of the resource, only what opening it tells", &probe },
 		{ 0 },
 	};
 	const struct usage usage = {

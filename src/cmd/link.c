@@ -2,10 +2,11 @@
 /*
  * remora link: the network emulator, and the client of its control socket.
  *
- * Place: options and control around link_emu.c. It runs as a process of its own between two sockets, so that every round
- * trip of what is measured counts.
+ * Place: options and control around link_emu.c. It runs as a process of its own between two sockets, so that
+ * every round trip of what is measured counts.
  *
- * Control: a line is a command, each is answered by a line that begins with "ok" or "error". One at a time per connection.
+ * Control: a line is a command, each is answered by a line that begins with "ok" or "error". One at a time per
+ * connection.
  *
  * Locking: none; one loop.
  */
@@ -86,17 +87,21 @@ static void command_stat(struct link_cmd *c, char *answer)
 	struct emu *n = &c->emu;
 	const struct pace_way *way = &n->pipe[EMU_UP].pace;
 	json_t *stat = json_pack(
-		"{s:I, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I}}", "delay_ns",
-		(json_int_t)way->delay_ns, "jitter_ns", (json_int_t)way->jitter_ns, "rate_bytes_per_s",
-		(json_int_t)way->rate, "queue_bytes", (json_int_t)pace_queue(way), "stalled", n->stalled, "cut",
-		n->refusing, "connections", (json_int_t)n->conn_count, "accepted", (json_int_t)n->accepted, "up",
-		"received", (json_int_t)n->pipe[EMU_UP].received, "delivered", (json_int_t)n->pipe[EMU_UP].delivered,
-		"under_way", (json_int_t)emu_bytes(n, EMU_UP), "down", "received",
-		(json_int_t)n->pipe[EMU_DOWN].received, "delivered", (json_int_t)n->pipe[EMU_DOWN].delivered,
-		"under_way", (json_int_t)emu_bytes(n, EMU_DOWN));
+		"{s:I, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I}}",
+		"delay_ns", (json_int_t)way->delay_ns, "jitter_ns", (json_int_t)way->jitter_ns,
+		"rate_bytes_per_s", (json_int_t)way->rate, "queue_bytes",
+		(json_int_t)pace_queue(way), "stalled", n->stalled, "cut", n->refusing,
+		"connections", (json_int_t)n->conn_count, "accepted", (json_int_t)n->accepted, "up",
+		"received", (json_int_t)n->pipe[EMU_UP].received, "delivered",
+		(json_int_t)n->pipe[EMU_UP].delivered, "under_way",
+		(json_int_t)emu_bytes(n, EMU_UP), "down", "received",
+		(json_int_t)n->pipe[EMU_DOWN].received, "delivered",
+		(json_int_t)n->pipe[EMU_DOWN].delivered, "under_way",
+		(json_int_t)emu_bytes(n, EMU_DOWN));
 	char *text = stat ? json_dumps(stat, JSON_COMPACT) : NULL;
 
-	snprintf(answer, ANSWER_MAX_BYTES, "%s%s\n", text ? "ok " : "error no memory", text ? text : "");
+	snprintf(answer, ANSWER_MAX_BYTES, "%s%s\n", text ? "ok " : "error no memory",
+		 text ? text : "");
 	free(text);
 	json_decref(stat);
 }
@@ -123,23 +128,26 @@ static void command_run(struct link_cmd *c, char *line, char *answer)
 	size_t count = 0;
 	int r;
 
-	for (char *w = strtok_r(line, " \t\r", &save); w && count < 4; w = strtok_r(NULL, " \t\r", &save))
+	for (char *w = strtok_r(line, " \t\r", &save); w && count < 4;
+	     w = strtok_r(NULL, " \t\r", &save))
 		word[count++] = w;
 	if (count == 1 && !strcmp(word[0], "stat")) {
 		command_stat(c, answer);
 		return;
 	}
-	if (count == 2 && (!strcmp(word[0], "delay") || !strcmp(word[0], "jitter") || !strcmp(word[0], "rate") ||
-			   !strcmp(word[0], "queue"))) {
+	if (count == 2 && (!strcmp(word[0], "delay") || !strcmp(word[0], "jitter") ||
+			   !strcmp(word[0], "rate") || !strcmp(word[0], "queue"))) {
 		r = command_set(c, word[0], word[1], &e);
-	} else if (count == 2 && !strcmp(word[0], "stall") && (!strcmp(word[1], "on") || !strcmp(word[1], "off"))) {
+	} else if (count == 2 && !strcmp(word[0], "stall") &&
+		   (!strcmp(word[1], "on") || !strcmp(word[1], "off"))) {
 		emu_stall(&c->emu, !strcmp(word[1], "on"));
 		r = 0;
 	} else if ((count == 1 || count == 3) && !strcmp(word[0], "cut")) {
 		r = command_cut(c, word[1], word[2], &e);
 	} else {
 		r = err_set(&e, -EINVAL,
-			    "commands: delay TIME, jitter TIME, rate RATE|none, queue SIZE, stall on|off, "
+			    "commands: delay TIME, jitter TIME, rate RATE|none, queue SIZE, stall "
+			    "on|off, "
 			    "cut [for TIME], stat");
 	}
 	log_info(&c->run.env.log, "control: %s%s%s: %s", word[0] ? word[0] : "", word[1] ? " " : "",
@@ -245,7 +253,8 @@ static int control_open(struct link_cmd *c, struct err *e)
 	}
 	if (!c->control_text)
 		return 0;
-	c->control_fd = loop_listen(c->run.loop, (const struct sockaddr *)&c->control_addr.ss, c->control_addr.len, 8);
+	c->control_fd = loop_listen(c->run.loop, (const struct sockaddr *)&c->control_addr.ss,
+				    c->control_addr.len, 8);
 	if (c->control_fd < 0)
 		return err_sys(e, c->control_fd, "--control %s", c->control_text);
 	c->control_accept.done = control_accepted;
@@ -314,15 +323,19 @@ static int link_run(struct link_cmd *c, const struct common *common)
 	c->run.on_signal = link_signal;
 	(void)prctl(PR_SET_TIMERSLACK, 1000UL, 0, 0, 0); /* ns; half a packet's time matters here */
 	for (int i = 0; i < EMU_WAYS; i++) {
-		c->emu.pipe[i].pace = (struct pace_way){
-			.delay_ns = c->delay_ns, .jitter_ns = c->jitter_ns, .rate = c->rate, .queue = c->queue
-		};
+		c->emu.pipe[i].pace = (struct pace_way){ .delay_ns = c->delay_ns,
+							 .jitter_ns = c->jitter_ns,
+							 .rate = c->rate,
+							 .queue = c->queue };
 		rng_init(&c->emu.pipe[i].pace.rng, rng_next(&c->run.env.rng));
 	}
 	r = emu_open(&c->emu, c->run.loop, &e);
 	if (r) {
 		run_close(&c->run);
-		return say_failed(&e, r == -EADDRINUSE ? "another process listens there; choose another address" : NULL);
+		return say_failed(&e,
+				  r == -EADDRINUSE
+					  ? "another process listens there; choose another address"
+					  : NULL);
 	}
 	r = control_open(c, &e);
 	if (!r)
@@ -367,7 +380,8 @@ static int sender_wait(struct run *run, struct sender *s)
 }
 
 /* The answer's length, or -errno. */
-static int send_line(struct run *run, int fd, const struct sock_addr *addr, const char *line, char *answer)
+static int send_line(struct run *run, int fd, const struct sock_addr *addr, const char *line,
+		     char *answer)
 {
 	struct sender s = { .op.done = sender_done };
 	size_t len = 0;
@@ -403,9 +417,11 @@ static int link_send(const char *addr_text, const struct common *common, int cou
 	if (sock_parse(addr_text, &addr, &e))
 		return say_usage("--send: %s", e.text);
 	if (!count)
-		return say_usage("--send needs a command, as in: remora link --send %s delay 20ms", addr_text);
+		return say_usage("--send needs a command, as in: remora link --send %s delay 20ms",
+				 addr_text);
 	for (int i = 0; i < count; i++) {
-		len += (size_t)snprintf(line + len, sizeof(line) - len, "%s%s", i ? " " : "", words[i]);
+		len += (size_t)snprintf(line + len, sizeof(line) - len, "%s%s", i ? " " : "",
+					words[i]);
 		if (len + 1 >= sizeof(line))
 			return say_usage("the command is too long");
 	}
@@ -433,12 +449,13 @@ static int link_send(const char *addr_text, const struct common *common, int cou
 /* ---- options ---- */
 
 static const char link_more[] =
-	"A TIME is 500us or 25ms; a RATE 100M (bytes per second) or 200Mbit. Delay and rate hold for each\n"
-	"direction, so --delay 12.5ms is a round trip of 25 ms. All connections share the rate.\n"
+	"A TIME is 500us or 25ms; a RATE 100M (bytes per second) or 200Mbit. Delay and rate hold\n"
+	"for each direction, so --delay 12.5ms is a round trip of 25 ms. All connections share the\n"
+	"rate.\n"
 	"\n"
 	"While it runs, commands go to the control socket: delay TIME, jitter TIME, rate RATE|none,\n"
-	"queue SIZE, stall on|off (nothing moves), cut (resets all connections), cut for 2s (refuses new\n"
-	"ones, too), stat.\n"
+	"queue SIZE, stall on|off (nothing moves), cut (resets all connections), cut for 2s\n"
+	"(refuses new ones, too), stat.\n"
 	"\n"
 	"Examples:\n"
 	"  remora link --listen 127.0.0.1:7000 --to unix:/run/r.sock --delay 12.5ms --rate 200Mbit\n"
@@ -450,14 +467,17 @@ static int addresses_parse(struct link_cmd *c, struct err *e)
 	if (sock_parse(c->listen, &c->emu.listen_addr, e))
 		return err_prefix(e, "--listen");
 	if (!sock_is_local(&c->emu.listen_addr))
-		return err_set(e, -EACCES, "--listen %s: only unix sockets and loopback addresses: nothing is encrypted",
+		return err_set(e, -EACCES,
+			       "--listen %s: only unix sockets and loopback addresses: nothing is "
+			       "encrypted",
 			       c->listen);
 	if (sock_parse(c->to, &c->emu.to, e))
 		return err_prefix(e, "--to");
 	if (c->control_text && sock_parse(c->control_text, &c->control_addr, e))
 		return err_prefix(e, "--control");
 	if (c->control_text && c->control_addr.domain != AF_UNIX)
-		return err_set(e, -EINVAL, "--control %s: must be a unix socket (unix:PATH)", c->control_text);
+		return err_set(e, -EINVAL, "--control %s: must be a unix socket (unix:PATH)",
+			       c->control_text);
 	return 0;
 }
 
@@ -473,20 +493,27 @@ int cmd_link(int argc, char **argv)
 		return CMD_FAILED;
 	c->ready = UINT64_MAX;
 	const struct opt options[] = {
-		{ "listen", 'l', OPT_TEXT, "ADDR", "where it accepts connections: unix:PATH or HOST:PORT (port 0 = any)", &c->listen },
+		{ "listen", 'l', OPT_TEXT, "ADDR",
+		  "where it accepts connections: unix:PATH or HOST:PORT (port 0 = any)",
+		  &c->listen },
 		{ "to", 't', OPT_TEXT, "ADDR", "where it connects each of them to", &c->to },
 		{ "delay", 'd', OPT_TIME, "TIME", "one way; default: none", &c->delay_ns },
 		{ "rate", 'r', OPT_RATE, "RATE", "of each direction; default: no limit", &c->rate },
-		{ "jitter", 0, OPT_TIME, "TIME", "up to so much more delay, drawn at random; order is kept", &c->jitter_ns },
-		{ "queue", 0, OPT_SIZE, "SIZE", "what may wait to be sent; default: 5 ms of the rate, 64K at least", &c->queue },
+		{ "jitter", 0, OPT_TIME, "TIME",
+		  "up to so much more delay, drawn at random; order is kept", &c->jitter_ns },
+		{ "queue", 0, OPT_SIZE, "SIZE",
+		  "what may wait to be sent; default: 5 ms of the rate, 64K at least", &c->queue },
 		{ "control", 0, OPT_TEXT, "unix:PATH", "takes commands there", &c->control_text },
-		{ "send", 0, OPT_TEXT, "unix:PATH", "sends the command in the arguments to a link's control socket", &c->send },
-		{ "ready-fd", 0, OPT_NUMBER, "N", "writes its address to descriptor N and closes it when it is ready", &c->ready },
+		{ "send", 0, OPT_TEXT, "unix:PATH",
+		  "sends the command in the arguments to a link's control socket", &c->send },
+		{ "ready-fd", 0, OPT_NUMBER, "N",
+		  "writes its address to descriptor N and closes it when it is ready", &c->ready },
 		{ 0 },
 	};
 	const struct usage usage = {
 		.name = "link",
-		.args = "[OPTION]... --listen ADDR --to ADDR\n       remora link --send unix:PATH COMMAND...",
+		.args = "[OPTION]... --listen ADDR --to ADDR\n"
+			"       remora link --send unix:PATH COMMAND...",
 		.options = options,
 		.more = link_more,
 		.args_max = 4,
@@ -506,7 +533,8 @@ int cmd_link(int argc, char **argv)
 		return say_usage("--%s is missing", c->listen ? "to" : "listen");
 	if (addresses_parse(c, &e)) {
 		say_error("%s", e.text);
-		return exit_of(e.code) == CMD_UNREACHABLE && e.code != -EACCES ? CMD_UNREACHABLE : CMD_USAGE;
+		return exit_of(e.code) == CMD_UNREACHABLE && e.code != -EACCES ? CMD_UNREACHABLE
+									       : CMD_USAGE;
 	}
 	return out_end(link_run(c, &common));
 }

@@ -5,17 +5,19 @@
  *   client ── up: receive ▶ blocks, paced ▶ send ──▶ target
  *          ◀── down: send ◀ blocks, paced ◀ receive ──
  *
- * Place: between the sockets (io/loop.h) and the arithmetic (link_pace.h). Each flow is one direction of one connection:
- * it receives while its way has room, keeps the bytes in a chain of blocks, and sends what has become due.
+ * Place: between the sockets (io/loop.h) and the arithmetic (link_pace.h). Each flow is one direction of one
+ * connection: it receives while its way has room, keeps the bytes in a chain of blocks, and sends what has
+ * become due.
  *
- * Setting up: a client's connect() succeeds at once, because a socket cannot be made to wait with it; so the round trip
- * that a real connect costs is added behind it. The target sees the connection after one delay, the client's first bytes
- * count as sent after two (when its connect would have returned), and arrive after three.
+ * Setting up: a client's connect() succeeds at once, because a socket cannot be made to wait with it; so the
+ * round trip that a real connect costs is added behind it. The target sees the connection after one delay, the
+ * client's first bytes count as sent after two (when its connect would have returned), and arrive after three.
  *
  * The end: the end of a stream travels like a byte. A reset also, and resets the other side.
  *
- * Invariants: a block belongs to one flow or to the idle list. A connection is freed when it is dying, none of its ops is
- * pending and its post has run, and only in conn_check(). Flows that wait for room are in their pipe's list.
+ * Invariants: a block belongs to one flow or to the idle list. A connection is freed when it is dying, none of
+ * its ops is pending and its post has run, and only in conn_check(). Flows that wait for room are in their
+ * pipe's list.
  *
  * Locking: none; one loop.
  */
@@ -26,6 +28,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define AT_ONCE_NS (NS_PER_MS / 4) /* what is received so soon had been there before */
 #define BLOCK_BYTES (256 * KIB)
 #define BLOCK_ROOM_MIN (16 * KIB) /* a tail with less room is left alone */
 #define IDLE_BLOCKS_MAX 256u
@@ -53,9 +56,11 @@ struct flow {
 	struct link waiting;
 	enum flow_end end; /* what the sender's side said; travels behind the bytes */
 	uint64_t end_due_ns;
-	bool open;     /* may receive */
-	bool full;     /* the reader is slow */
-	bool finished; /* the end has been handed over, or nobody is there to take it */
+	bool open;	   /* may receive */
+	bool waited;	   /* for room, before the receive that is pending */
+	uint64_t asked_ns; /* when that began */
+	bool full;	   /* the reader is slow */
+	bool finished;	   /* the end has been handed over, or nobody is there to take it */
 };
 
 struct conn {
@@ -165,7 +170,8 @@ static void conn_kill(struct conn *c, bool reset)
 	if (reset) {
 		(void)setsockopt(c->client_fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 		if (c->target_fd >= 0)
-			(void)setsockopt(c->target_fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+			(void)setsockopt(c->target_fd, SOL_SOCKET, SO_LINGER, &linger,
+					 sizeof(linger));
 	}
 	timer_clear(emu->loop, &c->timer);
 	op_cancel(emu->loop, &c->connect_op);
@@ -286,6 +292,7 @@ static void flow_received(struct op *op, int res)
 	struct flow *f = CONTAINER_OF(op, struct flow, rx);
 	struct emu *emu = f->conn->emu;
 	uint64_t now = emu_now(emu);
+	bool there = f->waited && now - f->asked_ns < AT_ONCE_NS;
 
 	if (f->conn->dying) {
 		conn_check(f->conn);
@@ -305,19 +312,22 @@ static void flow_received(struct op *op, int res)
 	} else {
 		LIST_ENTRY(f->blocks.head.prev, struct block, link)->end += (size_t)res;
 		f->pipe->received += (uint64_t)res;
-		if (pace_add(&f->pipe->pace, &f->line, now, (uint64_t)res)) {
+		if (pace_add(&f->pipe->pace, &f->line, now, (uint64_t)res, there)) {
 			conn_kill(f->conn, true);
 			return;
 		}
 		if (!timer_is_set(&f->timer)) /* else what comes before is still waited for */
 			flow_send(f);
 	}
+	f->waited = there;
 	flow_receive(f);
 }
 
 static struct block *flow_tail(struct flow *f)
 {
-	struct block *b = list_empty(&f->blocks) ? NULL : LIST_ENTRY(f->blocks.head.prev, struct block, link);
+	struct block *b = list_empty(&f->blocks)
+				  ? NULL
+				  : LIST_ENTRY(f->blocks.head.prev, struct block, link);
 
 	if (b && b->start == b->end && !op_pending(&f->tx))
 		b->start = b->end = 0;
@@ -337,7 +347,8 @@ static void flow_receive(struct flow *f)
 	struct block *b;
 	size_t len;
 
-	if (emu->stalled || !f->open || f->end || f->conn->dying || op_pending(&f->rx) || link_linked(&f->waiting))
+	if (emu->stalled || !f->open || f->end || f->conn->dying || op_pending(&f->rx) ||
+	    link_linked(&f->waiting))
 		return;
 	f->full = f->line.bytes >= pace_line_max(&p->pace);
 	if (f->full)
@@ -354,6 +365,7 @@ static void flow_receive(struct flow *f)
 		return;
 	}
 	len = MIN(BLOCK_BYTES - b->end, MIN(room, pace_turn(&p->pace)));
+	f->asked_ns = emu_now(emu);
 	op_recv(emu->loop, &f->rx, f->from_fd, b->data + b->end, len);
 }
 
@@ -366,8 +378,12 @@ static void pipe_room(struct timer *timer)
 
 	list_init(&batch);
 	list_splice_back(&batch, &p->waiting);
-	while ((k = list_pop_front(&batch)))
-		flow_receive(LIST_ENTRY(k, struct flow, waiting));
+	while ((k = list_pop_front(&batch))) {
+		struct flow *f = LIST_ENTRY(k, struct flow, waiting);
+
+		f->waited = true;
+		flow_receive(f);
+	}
 }
 
 /* ---- setting up ---- */
@@ -383,7 +399,8 @@ static void conn_connected(struct op *op, int res)
 	}
 	c->state = res < 0 ? CONN_REFUSED : CONN_HALF_OPEN;
 	if (res < 0) {
-		log_info(&loop_env(emu->loop)->log, "the target refused a connection: %s", strerror(-res));
+		log_info(&loop_env(emu->loop)->log, "the target refused a connection: %s",
+			 strerror(-res));
 	} else {
 		c->flow[EMU_UP].to_fd = c->flow[EMU_DOWN].from_fd = c->target_fd;
 		c->flow[EMU_DOWN].open = true;
@@ -408,7 +425,8 @@ static void conn_step(struct timer *timer)
 			break;
 		}
 		c->state = CONN_CONNECTING;
-		op_connect(emu->loop, &c->connect_op, c->target_fd, (const struct sockaddr *)&emu->to.ss, emu->to.len);
+		op_connect(emu->loop, &c->connect_op, c->target_fd,
+			   (const struct sockaddr *)&emu->to.ss, emu->to.len);
 		break;
 	case CONN_REFUSED:
 		conn_kill(c, true);
@@ -483,7 +501,8 @@ static void emu_accepted(struct op *op, int res)
 
 static int emu_listen(struct emu *emu)
 {
-	int fd = loop_listen(emu->loop, (const struct sockaddr *)&emu->listen_addr.ss, emu->listen_addr.len, BACKLOG);
+	int fd = loop_listen(emu->loop, (const struct sockaddr *)&emu->listen_addr.ss,
+			     emu->listen_addr.len, BACKLOG);
 
 	if (fd < 0)
 		return fd;
@@ -623,7 +642,8 @@ void emu_close(struct emu *emu)
 
 bool emu_is_closed(const struct emu *emu)
 {
-	return emu->closing && !emu->conn_count && !op_pending(&emu->accept_op) && emu->listen_fd < 0;
+	return emu->closing && !emu->conn_count && !op_pending(&emu->accept_op) &&
+	       emu->listen_fd < 0;
 }
 
 void emu_done(struct emu *emu)

@@ -4,8 +4,9 @@
  *
  * Place: link_conn.c asks here what it may receive and what it may deliver.
  *
- * Invariants: the segments of a line are in order of time (jitter and changed settings never let a byte overtake another).
- * While the transmitter is busy with one connection, what that one sends becomes one growing segment.
+ * Invariants: the segments of a line are in order of time (jitter and changed settings never let a byte
+ * overtake another). While the transmitter is busy with one connection, what that one sends becomes one growing
+ * segment.
  *
  * Locking: none.
  */
@@ -18,8 +19,10 @@
 #include "base/env.h"
 #include "base/limits.h"
 
-#define QUEUE_NS (5 * NS_PER_MS) /* the queue's default length, as time at the rate: what a well kept router allows */
+/* The queue's default length, as time at the rate: what a well kept router allows. */
+#define QUEUE_NS (5 * NS_PER_MS)
 #define QUEUE_MIN (64 * KIB)
+#define LATE_NS_MAX (50 * NS_PER_MS)
 #define TURN_NS (1 * NS_PER_MS)
 #define TURN_MIN (4 * KIB)
 #define TURN_MAX (256 * KIB)
@@ -79,7 +82,8 @@ uint64_t pace_line_max(const struct pace_way *way)
 {
 	if (!way->rate)
 		return UNLIMITED_LINE_MAX;
-	return bytes_in(way->rate, way->delay_ns + way->jitter_ns) + pace_queue(way) + READER_LAG_MAX;
+	return bytes_in(way->rate, way->delay_ns + way->jitter_ns) + pace_queue(way) +
+	       READER_LAG_MAX;
 }
 
 void pace_way_shift(struct pace_way *way, uint64_t ns)
@@ -126,9 +130,11 @@ static int segment_push(struct pace_line *line, struct pace_segment segment)
 	return 0;
 }
 
-int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint64_t len)
+int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint64_t len,
+	     bool waited)
 {
-	uint64_t start = MAX(now_ns, way->free_at_ns), base;
+	uint64_t there_ns = waited ? now_ns - MIN(now_ns, LATE_NS_MAX) : now_ns;
+	uint64_t start = MAX(there_ns, way->free_at_ns), base;
 	struct pace_segment *last = line->count ? segment_at(line, line->count - 1) : NULL;
 
 	CHECK(len);
@@ -139,7 +145,9 @@ int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint
 	if (last && last->rate == way->rate && base == segment_end(last)) {
 		last->len += len;
 	} else {
-		int r = segment_push(line, (struct pace_segment){ .base_ns = base, .rate = way->rate, .len = len });
+		int r = segment_push(
+			line,
+			(struct pace_segment){ .base_ns = base, .rate = way->rate, .len = len });
 
 		if (r)
 			return r;

@@ -23,7 +23,8 @@ static int address_parse(const char *text, struct sock_addr *ret, struct err *e)
 	if (!strncmp(text, local, strlen(local)))
 		snprintf(addr, sizeof(addr), "unix:%s", text + strlen(local));
 	else if (!strncmp(text, tcp, strlen(tcp)))
-		snprintf(addr, sizeof(addr), "%.*s", (int)MIN(strcspn(text + strlen(tcp), "/?"), SPEC_LEN_MAX),
+		snprintf(addr, sizeof(addr), "%.*s",
+			 (int)MIN(strcspn(text + strlen(tcp), "/?"), SPEC_LEN_MAX),
 			 text + strlen(tcp));
 	else
 		snprintf(addr, sizeof(addr), "%s", text);
@@ -39,11 +40,12 @@ static void list_print(const struct remora_entry *entry, size_t count)
 		name_len = MAX(name_len, (int)strlen(entry[i].name));
 	name_len = MIN(name_len, 60);
 	if (count)
-		printf("%s%-*s  %10s  ACCESS%s\n", out_color(stdout, OUT_BOLD), name_len, "NAME", "SIZE",
-		       out_color(stdout, OUT_PLAIN));
+		printf("%s%-*s  %10s  ACCESS%s\n", out_color(stdout, OUT_BOLD), name_len, "NAME",
+		       "SIZE", out_color(stdout, OUT_PLAIN));
 	for (size_t i = 0; i < count; i++)
 		printf("%-*s  %10s  %s\n", name_len, *entry[i].name ? entry[i].name : "(no name)",
-		       size_format(entry[i].size, size), entry[i].read_only ? "read" : "read, write");
+		       size_format(entry[i].size, size),
+		       entry[i].read_only ? "read" : "read, write");
 	if (!count)
 		printf("The server has no resources, or does not tell their names.\n");
 }
@@ -53,8 +55,9 @@ static void list_json(const struct remora_entry *entry, size_t count)
 	json_t *all = json_array();
 
 	for (size_t i = 0; i < count; i++)
-		json_array_append_new(all, json_pack("{s:s, s:I, s:b}", "name", entry[i].name, "size",
-						     (json_int_t)entry[i].size, "read_only", entry[i].read_only));
+		json_array_append_new(all, json_pack("{s:s, s:I, s:b}", "name", entry[i].name,
+						     "size", (json_int_t)entry[i].size, "read_only",
+						     entry[i].read_only));
 	out_json(json_pack("{s:o}", "resources", all));
 }
 
@@ -63,7 +66,8 @@ int cmd_list(int argc, char **argv)
 	AUTO_FREE struct remora_entry *entry = NULL;
 	uint64_t timeout_ns = REMORA_CONNECT_DEFAULT_NS;
 	const struct opt options[] = {
-		{ "timeout", 0, OPT_TIME, "TIME", "how long it waits for the server; default: 10s", &timeout_ns },
+		{ "timeout", 0, OPT_TIME, "TIME", "how long it waits for the server; default: 10s",
+		  &timeout_ns },
 		{ 0 },
 	};
 	const struct usage usage = {

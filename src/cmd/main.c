@@ -18,7 +18,10 @@ static const struct cmd commands[] = {
 	{ "serve", "serves resources to others", cmd_serve },
 	{ "list", "lists what a server serves", cmd_list },
 	{ "info", "tells about a resource", cmd_info },
+	{ "copy", "copies a resource to another", cmd_copy },
+	{ "doctor", "tells what this machine can do", cmd_doctor },
 	{ "link", "emulates a network: delay, rate, stalls, cuts", cmd_link },
+	{ "bench", "measures this machine, and Remora on it", cmd_bench },
 };
 
 const struct cmd *cmd_find(const char *name)
@@ -31,14 +34,16 @@ const struct cmd *cmd_find(const char *name)
 
 static void help_print(FILE *f)
 {
-	fprintf(f, "remora: remote resources as memory, files and copies\n\nUsage: remora COMMAND [OPTION]... [ARGUMENT]...\n\n"
-		   "Commands:\n");
+	fprintf(f, "remora: remote resources as memory, files and copies\n\n"
+		   "Usage: remora COMMAND [OPTION]... [ARGUMENT]...\n\nCommands:\n");
 	for (size_t i = 0; i < ARRAY_LEN(commands); i++)
 		fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].what);
-	fprintf(f, "\n"
-		   "  --help and --version; remora COMMAND --help tells about one.\n\n"
-		   "A resource is named by a spec: a path, memory:64M, remora://HOST:PORT/NAME, with stages\n"
-		   "in front if need be: \"retry:for=60s|limit:rate=100M|file:disk.img\". See man remora-spec.\n");
+	fprintf(f,
+		"\n"
+		"  --help and --version; remora COMMAND --help tells about one.\n\n"
+		"A resource is named by a spec: a path, memory:64M, remora://HOST:PORT/NAME, with\n"
+		"stages in front if need be: \"retry:for=60s|limit:rate=100M|file:disk.img\". See\n"
+		"man remora-spec.\n");
 }
 
 static int run_command(const struct cmd *cmd, int argc, char **argv)
@@ -75,8 +80,8 @@ int main(int argc, char **argv)
 	}
 	cmd = cmd_find(name);
 	if (!cmd) {
-		fprintf(stderr, "remora: there is no %s '%s'; see remora --help\n", *name == '-' ? "option" : "command",
-			name);
+		fprintf(stderr, "remora: there is no %s '%s'; see remora --help\n",
+			*name == '-' ? "option" : "command", name);
 		return CMD_USAGE;
 	}
 	return run_command(cmd, argc - 1, argv + 1);

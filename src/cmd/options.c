@@ -24,12 +24,15 @@ enum { COMMON_JSON, COMMON_LOOP, COMMON_VERBOSE, COMMON_QUIET, COMMON_HELP, COMM
 
 static const struct opt common_options[COMMON_COUNT] = {
 	[COMMON_JSON] = { "json", 0, OPT_FLAG, NULL, "prints JSON", NULL },
-	[COMMON_LOOP] = { "loop", 0, OPT_WORD, "auto|io_uring|epoll", "event loop; default: auto", NULL },
-	[COMMON_VERBOSE] = { "verbose", 'v', OPT_FLAG, NULL, "tells more on stderr; twice: everything", NULL },
+	[COMMON_LOOP] = { "loop", 0, OPT_WORD, "auto|io_uring|epoll", "event loop; default: auto",
+			  NULL },
+	[COMMON_VERBOSE] = { "verbose", 'v', OPT_FLAG, NULL,
+			     "tells more on stderr; twice: everything", NULL },
 	[COMMON_QUIET] = { "quiet", 'q', OPT_FLAG, NULL, "tells only errors", NULL },
 	[COMMON_HELP] = { "help", 'h', OPT_FLAG, NULL, "prints this", NULL },
 };
-static_assert(LOOP_AUTO == 0 && LOOP_URING == 1 && LOOP_EPOLL == 2, "--loop's words are in the order of loop_engine");
+static_assert(LOOP_AUTO == 0 && LOOP_URING == 1 && LOOP_EPOLL == 2,
+	      "--loop's words are in the order of loop_engine");
 
 /* All options of a command, its own first. */
 struct table {
@@ -57,7 +60,8 @@ static void table_add(struct table *t, const struct opt *o, void *to)
 		.val = VALUE_OF_LONG + (int)t->count,
 	};
 	if (o->letter)
-		snprintf(t->letters + len, sizeof(t->letters) - len, "%c%s", o->letter, takes_value(o) ? ":" : "");
+		snprintf(t->letters + len, sizeof(t->letters) - len, "%c%s", o->letter,
+			 takes_value(o) ? ":" : "");
 	t->at[t->count] = *o;
 	t->at[t->count++].to = to;
 }
@@ -121,8 +125,8 @@ static void help_print(const struct usage *u, const struct table *t)
 	const char *bold = out_color(stdout, OUT_BOLD), *plain = out_color(stdout, OUT_PLAIN);
 
 	CHECK(cmd);
-	printf("remora %s: %s\n\n%sUsage:%s remora %s %s\n\n%sOptions:%s\n", u->name, cmd->what, bold, plain, u->name,
-	       u->args, bold, plain);
+	printf("remora %s: %s\n\n%sUsage:%s remora %s %s\n\n%sOptions:%s\n", u->name, cmd->what,
+	       bold, plain, u->name, u->args, bold, plain);
 	for (size_t i = 0; i < t->count; i++)
 		help_option(&t->at[i], width);
 	if (u->more)
@@ -186,7 +190,8 @@ static int value_parse(const struct opt *o, const char *value, struct err *e)
 static const struct opt *table_find(const struct table *t, int value)
 {
 	for (size_t i = 0; i < t->count; i++)
-		if (value == VALUE_OF_LONG + (int)i || (t->at[i].letter && value == t->at[i].letter))
+		if (value == VALUE_OF_LONG + (int)i ||
+		    (t->at[i].letter && value == t->at[i].letter))
 			return &t->at[i];
 	return NULL;
 }
@@ -196,7 +201,8 @@ static int option_refuse(const struct table *t, int c, char **argv)
 	const struct opt *o = optopt ? table_find(t, optopt) : NULL;
 
 	if (c == ':')
-		return say_usage("--%s needs a value (%s)", o ? o->name : "?", o && o->arg ? o->arg : "VALUE");
+		return say_usage("--%s needs a value (%s)", o ? o->name : "?",
+				 o && o->arg ? o->arg : "VALUE");
 	if (o) /* getopt's other complaint: a flag with "=value" */
 		return say_usage("--%s takes no value", o->name);
 	if (optopt && optopt < VALUE_OF_LONG && isprint(optopt))
@@ -209,8 +215,9 @@ static int args_check(const struct usage *u, int argc, char **argv)
 	size_t count = (size_t)(argc - optind);
 
 	if (count < u->args_min)
-		return say_usage("%s: remora %s %s", count ? "an argument is missing" : "arguments are missing", u->name,
-				 u->args);
+		return say_usage("%s: remora %s %s",
+				 count ? "an argument is missing" : "arguments are missing",
+				 u->name, u->args);
 	if (count > u->args_max)
 		return say_usage("'%s' is one argument too many", argv[optind + (int)u->args_max]);
 	return -1;

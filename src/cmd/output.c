@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What commands say: errors and notes on stderr with the command's name in front, results on stdout as text or JSON.
+ * What commands say: errors and notes on stderr with the command's name in front, results on stdout as text or
+ * JSON.
  *
  * Place: the only code that knows about terminals. Colour and width only where a person looks.
  *
- * Invariants: a message is written with one call, so that those of several threads do not mix. A result that could not
- * be written is an error (out_end).
+ * Invariants: a message is written with one call, so that those of several threads do not mix. A result that
+ * could not be written is an error (out_end).
  *
  * Locking: say_name() once, before there are threads.
  */
@@ -154,7 +155,8 @@ bool out_is_terminal(FILE *f)
 
 const char *out_color(FILE *f, enum out_color color)
 {
-	static const char *const codes[OUT_COLORS] = { "\033[0m", "\033[1m", "\033[31m", "\033[32m", "\033[33m" };
+	static const char *const codes[OUT_COLORS] = { "\033[0m", "\033[1m", "\033[31m", "\033[32m",
+						       "\033[33m" };
 	const char *no_color = getenv("NO_COLOR");
 
 	CHECK(color < OUT_COLORS);
@@ -188,7 +190,8 @@ const char *rate_format(uint64_t bytes, uint64_t ns, char *buf)
 int ready_check(uint64_t number, int *ret_fd, struct err *e)
 {
 	if (fcntl((int)number, F_GETFD) < 0 || number <= STDIN_FILENO)
-		return err_set(e, -EINVAL, "--ready-fd %llu: no such descriptor is open", (unsigned long long)number);
+		return err_set(e, -EINVAL, "--ready-fd %llu: no such descriptor is open",
+			       (unsigned long long)number);
 	(void)fcntl((int)number, F_SETFD, FD_CLOEXEC);
 	*ret_fd = (int)number;
 	return 0;

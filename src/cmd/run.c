@@ -4,8 +4,9 @@
  *
  * Place: opened after the options, closed last.
  *
- * Invariants: SIGINT, SIGTERM and SIGHUP are blocked before the first thread starts, so that only the descriptor gets
- * them. Until the command says what they mean (on_signal) they end the process at once: nothing is to be saved yet.
+ * Invariants: SIGINT, SIGTERM and SIGHUP are blocked before the first thread starts, so that only the
+ * descriptor gets them. Until the command says what they mean (on_signal) they end the process at once: nothing
+ * is to be saved yet.
  *
  * Locking: log_emit() may be called by any thread; one fprintf() is one line.
  */
@@ -17,6 +18,8 @@
 #include <unistd.h>
 
 #include "cmd/cmd.h"
+
+#define SIGNAL_ECHO_NS (200 * NS_PER_MS)
 
 static void log_emit(void *arg, enum log_level level, const char *text)
 {
@@ -32,6 +35,15 @@ static void signal_wait(struct run *run)
 	op_poll(run->loop, &run->signal_op, run->signal_fd, POLLIN);
 }
 
+/* timeout(1) and some shells send a signal to a process and to its group: that is one, not two. */
+static bool signal_is_echo(struct run *run, int signal)
+{
+	uint64_t now = loop_now(run->loop), last = run->last_signal_ns;
+
+	run->last_signal_ns = now;
+	return run->signals && signal == run->last_signal && now - last < SIGNAL_ECHO_NS;
+}
+
 static void signal_ready(struct op *op, int res)
 {
 	struct run *run = CONTAINER_OF(op, struct run, signal_op);
@@ -41,7 +53,8 @@ static void signal_ready(struct op *op, int res)
 		run->signal_done = true;
 		return;
 	}
-	if (read(run->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+	if (read(run->signal_fd, &info, sizeof(info)) == sizeof(info) &&
+	    !signal_is_echo(run, (int)info.ssi_signo)) {
 		run->signals++;
 		run->last_signal = (int)info.ssi_signo;
 		if (!run->on_signal) {
@@ -55,7 +68,8 @@ static void signal_ready(struct op *op, int res)
 
 int run_open(struct run *run, const struct common *common, struct err *e)
 {
-	const struct loop_options options = { .engine = (enum loop_engine)common->loop, .env = &run->env };
+	const struct loop_options options = { .engine = (enum loop_engine)common->loop,
+					      .env = &run->env };
 	sigset_t set;
 	int r;
 
@@ -63,7 +77,10 @@ int run_open(struct run *run, const struct common *common, struct err *e)
 	env_init(&run->env);
 	run->env.log = (struct log){
 		.emit = log_emit,
-		.max = common->quiet ? LOG_ERROR : common->verbose > 1 ? LOG_DEBUG : common->verbose ? LOG_INFO : LOG_WARN,
+		.max = common->quiet	     ? LOG_ERROR
+		       : common->verbose > 1 ? LOG_DEBUG
+		       : common->verbose     ? LOG_INFO
+					     : LOG_WARN,
 	};
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);

@@ -4,9 +4,10 @@
  *
  * Place: opens the stores that the specs name, gives them to front/server.h, waits for a signal.
  *
- * Invariants: everything that can be wrong with the command line or the resources is found before the first listener opens,
- * and nothing is announced before all of them are open. At the end, in this order: no more clients, requests in flight end,
- * stores are flushed, stores close. Only when every flush succeeded is the exit code 0.
+ * Invariants: everything that can be wrong with the command line or the resources is found before the first
+ * listener opens, and nothing is announced before all of them are open. At the end, in this order: no more
+ * clients, requests in flight end, stores are flushed, stores close. Only when every flush succeeded is the
+ * exit code 0.
  *
  * Locking: none; one loop.
  */
@@ -23,8 +24,8 @@
 #include "front/server.h"
 #include "store/spec.h"
 
-#define GRACE_NS (10 * NS_PER_S)   /* for requests in flight, at the end */
-#define CONNS_PER_CLIENT 4u	   /* with --max-clients */
+#define GRACE_NS (10 * NS_PER_S) /* for requests in flight, at the end */
+#define CONNS_PER_CLIENT 4u	 /* with --max-clients */
 
 struct resource {
 	const char *spec; /* borrowed from argv */
@@ -95,9 +96,10 @@ static int resources_name(struct serve *s, int count, char **args, struct err *e
 			return e->code;
 		for (size_t j = 0; j < i; j++)
 			if (!strcmp(s->resource[j].name, x->name))
-				return err_set(e, -EINVAL,
-					       "two resources are called '%s': name them, as in %s2=%s", x->name,
-					       x->name, x->spec);
+				return err_set(
+					e, -EINVAL,
+					"two resources are called '%s': name them, as in %s2=%s",
+					x->name, x->name, x->spec);
 	}
 	return 0;
 }
@@ -115,7 +117,8 @@ static int addresses_parse(struct serve *s, struct err *e)
 		}
 		if (!sock_is_local(&s->addr[i]))
 			return err_set(e, -EINVAL,
-				       "--listen %s: only unix sockets and loopback addresses: there is no encryption "
+				       "--listen %s: only unix sockets and loopback addresses: "
+				       "there is no encryption "
 				       "yet (to reach it from afar: ssh -L)",
 				       s->listen.at[i]);
 	}
@@ -124,7 +127,9 @@ static int addresses_parse(struct serve *s, struct err *e)
 
 static int resources_open(struct serve *s, struct err *e)
 {
-	const struct store_open how = { .loop = s->run.loop, .read_only = s->read_only, .deadline_ns = NEVER_NS };
+	const struct store_open how = { .loop = s->run.loop,
+					.read_only = s->read_only,
+					.deadline_ns = NEVER_NS };
 
 	for (size_t i = 0; i < s->count; i++)
 		if (spec_open(&s->resource[i].store, s->resource[i].spec, &how, e))
@@ -135,16 +140,20 @@ static int resources_open(struct serve *s, struct err *e)
 static int server_start(struct serve *s, struct err *e)
 {
 	AUTO_FREE struct server_export *exports = calloc(s->count, sizeof(*exports));
-	struct server_options options = { .exports = exports, .export_count = s->count, .list_hidden = s->no_list };
+	struct server_options options = { .exports = exports,
+					  .export_count = s->count,
+					  .list_hidden = s->no_list };
 	int r;
 
 	if (!exports)
 		return err_sys(e, -ENOMEM, "server");
 	for (size_t i = 0; i < s->count; i++)
-		exports[i] = (struct server_export){ .name = s->resource[i].name, .store = s->resource[i].store,
+		exports[i] = (struct server_export){ .name = s->resource[i].name,
+						     .store = s->resource[i].store,
 						     .read_only = s->read_only };
 	if (s->max_clients) {
-		options.limits.conns_max = (unsigned)MIN(s->max_clients, 100000u) * CONNS_PER_CLIENT;
+		options.limits.conns_max = (unsigned)MIN(s->max_clients, 100000u) *
+					   CONNS_PER_CLIENT;
 		options.limits.conns_session_max = CONNS_PER_CLIENT;
 	}
 	r = server_open(&s->server, s->run.loop, &options, e);
@@ -162,8 +171,9 @@ static void announce_text(const struct serve *s)
 	for (size_t i = 0; i < s->count; i++) {
 		const struct store_info *info = &s->resource[i].store->info;
 
-		printf("serving %s (%s%s) as %s\n", s->resource[i].spec, size_format(info->size, size),
-		       info->read_only ? ", read only" : "", s->resource[i].name);
+		printf("serving %s (%s%s) as %s\n", s->resource[i].spec,
+		       size_format(info->size, size), info->read_only ? ", read only" : "",
+		       s->resource[i].name);
 	}
 	for (size_t i = 0; i < s->listen.count; i++)
 		printf("listening on %s\n", sock_format(&s->addr[i], text));
@@ -177,10 +187,10 @@ static void announce_json(const struct serve *s)
 	for (size_t i = 0; i < s->count; i++) {
 		const struct store_info *info = &s->resource[i].store->info;
 
-		json_array_append_new(resources,
-				      json_pack("{s:s, s:s, s:I, s:b}", "name", s->resource[i].name, "spec",
-						s->resource[i].spec, "size", (json_int_t)info->size, "read_only",
-						info->read_only));
+		json_array_append_new(
+			resources, json_pack("{s:s, s:s, s:I, s:b}", "name", s->resource[i].name,
+					     "spec", s->resource[i].spec, "size",
+					     (json_int_t)info->size, "read_only", info->read_only));
 	}
 	for (size_t i = 0; i < s->listen.count; i++)
 		json_array_append_new(listening, json_string(sock_format(&s->addr[i], text)));
@@ -198,7 +208,8 @@ static int announce(const struct serve *s, int ready_fd, struct err *e)
 		announce_text(s);
 	fflush(stdout); /* whoever started us may read it through a pipe; if nobody does, that is no reason to stop */
 	for (size_t i = 0; i < s->listen.count; i++)
-		len += (size_t)snprintf(lines + len, sizeof(lines) - len, "%s\n", sock_format(&s->addr[i], text));
+		len += (size_t)snprintf(lines + len, sizeof(lines) - len, "%s\n",
+					sock_format(&s->addr[i], text));
 	return ready_tell(ready_fd, lines, e);
 }
 
@@ -221,7 +232,9 @@ static void serve_signal(struct run *run)
 
 	s->stop = true;
 	if (run->signals == 1) {
-		log_info(&run->env.log, "signal %d: no more clients; waiting for requests in flight", run->last_signal);
+		log_info(&run->env.log,
+			 "signal %d: no more clients; waiting for requests in flight",
+			 run->last_signal);
 		return;
 	}
 	say_error("stopped at once: what clients had not flushed may be lost");
@@ -240,10 +253,12 @@ static int resources_flush(struct serve *s)
 
 	for (size_t i = 0; i < s->count; i++) {
 		struct store *store = s->resource[i].store;
-		int r = store->info.read_only || store->info.flush == CAP_NONE ? 0 : store_flush(store);
+		int r = store->info.read_only || store->info.flush == CAP_NONE ? 0
+									       : store_flush(store);
 
 		if (r) {
-			say_error("%s: what was written could not be made durable: %s", s->resource[i].spec,
+			say_error("%s: what was written could not be made durable: %s",
+				  s->resource[i].spec,
 				  *store->last_why ? store->last_why : strerror(-r));
 			code = CMD_DATA;
 		}
@@ -296,18 +311,22 @@ static int serve_run(struct serve *s, int argc, char **argv)
 			err_sys(&e, r, "the event loop");
 	}
 	if (r)
-		code = say_failed(&e, r == -EADDRINUSE ? "another process listens there; choose another address" : NULL);
+		code = say_failed(&e,
+				  r == -EADDRINUSE
+					  ? "another process listens there; choose another address"
+					  : NULL);
 	end = serve_end(s);
 	run_close(&s->run);
 	return code ? code : end;
 }
 
 static const char serve_more[] =
-	"A SPEC is a path, memory:64M, pattern:1T and so on: see man remora-spec. NAME is what clients ask\n"
-	"for; it defaults to the file's name, or to the back end's. ADDR is unix:PATH, or HOST:PORT with\n"
-	"a loopback address (port 0 = any).\n"
+	"A SPEC is a path, memory:64M, pattern:1T and so on: see man remora-spec. NAME is what\n"
+	"clients ask for; it defaults to the file's name, or to the back end's. ADDR is unix:PATH,\n"
+	"or HOST:PORT with a loopback address (port 0 = any).\n"
 	"\n"
-	"SIGTERM or ^C: no more clients, requests in flight end, everything is flushed. Twice: at once.\n"
+	"SIGTERM or ^C: no more clients, requests in flight end, everything is flushed. Twice: at\n"
+	"once.\n"
 	"\n"
 	"Examples:\n"
 	"  remora serve disk.img --listen unix:/run/remora.sock\n"
@@ -326,12 +345,21 @@ int cmd_serve(int argc, char **argv)
 	s->ready = UINT64_MAX;
 	s->grace_ns = GRACE_NS;
 	const struct opt options[] = {
-		{ "listen", 'l', OPT_LIST, "ADDR", "where it listens; may be given several times", &s->listen },
-		{ "read-only", 'r', OPT_FLAG, NULL, "refuses writes, and opens the resources without the right to write", &s->read_only },
-		{ "max-clients", 0, OPT_NUMBER, "N", "room for N clients with 4 connections each; default: 128 connections", &s->max_clients },
-		{ "no-list", 0, OPT_FLAG, NULL, "does not tell the names of the resources", &s->no_list },
-		{ "grace", 0, OPT_TIME, "TIME", "how long requests in flight may take at the end; default: 10s", &s->grace_ns },
-		{ "ready-fd", 0, OPT_NUMBER, "N", "writes its addresses to descriptor N and closes it when it is ready", &s->ready },
+		{ "listen", 'l', OPT_LIST, "ADDR", "where it listens; may be given several times",
+		  &s->listen },
+		{ "read-only", 'r', OPT_FLAG, NULL,
+		  "refuses writes, and opens the resources without the right to write",
+		  &s->read_only },
+		{ "max-clients", 0, OPT_NUMBER, "N",
+		  "room for N clients with 4 connections each; default: 128 connections",
+		  &s->max_clients },
+		{ "no-list", 0, OPT_FLAG, NULL, "does not tell the names of the resources",
+		  &s->no_list },
+		{ "grace", 0, OPT_TIME, "TIME",
+		  "how long requests in flight may take at the end; default: 10s", &s->grace_ns },
+		{ "ready-fd", 0, OPT_NUMBER, "N",
+		  "writes its addresses to descriptor N and closes it when it is ready",
+		  &s->ready },
 		{ 0 },
 	};
 	const struct usage usage = {
@@ -349,7 +377,8 @@ int cmd_serve(int argc, char **argv)
 	if (r >= 0)
 		return r;
 	if (!s->listen.count)
-		return say_usage("--listen is missing: say where, as in --listen unix:/run/remora.sock");
+		return say_usage(
+			"--listen is missing: say where, as in --listen unix:/run/remora.sock");
 	r = serve_run(s, argc - optind, argv + optind);
 	free(s->resource);
 	return out_end(r);

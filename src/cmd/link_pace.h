@@ -52,8 +52,9 @@ uint64_t pace_turn(const struct pace_way *way);
 uint64_t pace_line_max(const struct pace_way *way);
 
 /*
- * len bytes have been received now. 0 or -ENOMEM. `waited`: they were there before, and only the queue had no room; so if
- * we come late (another process had the processor) the transmitter has not been idle, and the rate holds.
+ * len bytes have been received now. 0 or -ENOMEM. `waited`: they were there before, and only the queue had no
+ * room; so if we come late (another process had the processor) the transmitter has not been idle, and the rate
+ * holds.
  */
 MUST_USE int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint64_t len,
 		      bool waited);

@@ -146,6 +146,11 @@ struct run {
 	bool signal_done;
 };
 
+/* spec_open(), with e->code the error itself, and not that the spec is wrong where it names what is not there. */
+struct store_open;
+struct store;
+MUST_USE int run_spec_open(struct store **ret, const char *spec, const struct store_open *how, struct err *e);
+
 MUST_USE int run_open(struct run *run, const struct common *common, struct err *e);
 void run_close(struct run *run); /* nothing but the signals may be pending */
 

@@ -126,14 +126,14 @@ static int stores_open(struct copy_cmd *c, struct err *e)
 	if (same_file(&c->place[SRC], &c->place[DST]))
 		return err_set(e, -EINVAL, "%s and %s are the same file", c->spec[SRC],
 			       c->spec[DST]);
-	r = spec_open(&c->store[SRC], c->spec[SRC], &how, e);
+	r = run_spec_open(&c->store[SRC], c->spec[SRC], &how, e);
 	if (r)
 		return r;
 	src = &c->store[SRC]->info;
 	how.read_only = false;
 	how.create = c->create;
 	how.create_size = src->size;
-	r = spec_open(&c->store[DST], c->spec[DST], &how, e);
+	r = run_spec_open(&c->store[DST], c->spec[DST], &how, e);
 	if (r == -ENOENT && c->place[DST].path)
 		return err_set(e, r, "%s: %s", c->place[DST].path,
 			       c->create ? "its directory is not there"

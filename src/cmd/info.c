@@ -182,12 +182,12 @@ static void info_print(const struct info *in, const char *spec)
 /* With the right to write if that is to be had: it is one of the things to tell. */
 static int info_open(struct info *in, const char *spec, struct store_open *how, struct err *e)
 {
-	int r = spec_open(&in->store, spec, how, e);
+	int r = run_spec_open(&in->store, spec, how, e);
 
 	if (r != -EACCES && r != -EPERM && r != -EROFS && r != -ETXTBSY)
 		return r;
 	how->read_only = true;
-	return spec_open(&in->store, spec, how, e);
+	return run_spec_open(&in->store, spec, how, e);
 }
 
 int cmd_info(int argc, char **argv)

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "cmd/cmd.h"
+#include "store/spec.h"
 
 #define SIGNAL_ECHO_NS (200 * NS_PER_MS)
 
@@ -100,6 +101,15 @@ int run_open(struct run *run, const struct common *common, struct err *e)
 	run->signal_op.done = signal_ready;
 	signal_wait(run);
 	return 0;
+}
+
+int run_spec_open(struct store **ret, const char *spec, const struct store_open *how, struct err *e)
+{
+	int r = spec_open(ret, spec, how, e);
+
+	if (r)
+		e->code = r;
+	return r;
 }
 
 void run_close(struct run *run)

@@ -132,7 +132,7 @@ static int resources_open(struct serve *s, struct err *e)
 					.deadline_ns = NEVER_NS };
 
 	for (size_t i = 0; i < s->count; i++)
-		if (spec_open(&s->resource[i].store, s->resource[i].spec, &how, e))
+		if (run_spec_open(&s->resource[i].store, s->resource[i].spec, &how, e))
 			return e->code;
 	return 0;
 }

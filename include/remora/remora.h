@@ -72,7 +72,7 @@ struct remora_range {
 
 /*
  * Called from the library's own thread; they must not touch the region's memory and must not call functions of this library
- * on the same handle. `before_flush` and `before_close` are called in the thread that calls flush or close, before
+ * on the same handle (-EDEADLK). `before_flush` and `before_close` are called in the thread that calls flush or close, before
  * anything is done, and may do both.
  */
 struct remora_hooks {
@@ -119,7 +119,8 @@ struct remora;
 
 /*
  * Opens the resource as memory. Returns as soon as the memory can be used, not when the data is there. On failure *ret is
- * NULL and `e` (may be NULL) says why. The mapping is not inherited by fork().
+ * NULL and `e` (may be NULL) says why. The mapping is not inherited by fork(): an access of the child is SIGSEGV, and a call on the
+ * handle fails with -ECHILD.
  */
 REMORA_API REMORA_MUST_USE int remora_open(struct remora **ret, const char *spec, const struct remora_options *options,
 					   struct remora_error *e);

@@ -5,9 +5,12 @@
  *
  * The pretended region runs in the fault thread, and in the test's thread under the same lock.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,6 +28,7 @@
 #include <cmocka.h>
 
 #include "base/bitmap.h"
+#include "base/cleanup.h"
 #include "base/rng.h"
 #include "front/memory.h"
 
@@ -130,6 +135,13 @@ static void fake_close(struct fake *f)
 		assert_int_equal(((f)->near->ops->op)((f)->near, __VA_ARGS__), 0);                 \
 		pthread_mutex_unlock(&(f)->lock);                                                  \
 	} while (0)
+
+static void fake_local(struct fake *f, uint64_t chunk)
+{
+	pthread_mutex_lock(&f->lock);
+	bitmap_set(f->local, chunk);
+	pthread_mutex_unlock(&f->lock);
+}
 
 static void near_shut(struct fake *f, uint64_t off, uint64_t len)
 {
@@ -496,7 +508,7 @@ static void test_written_by_the_region_is_present_shut_and_clean(void **state)
 	fake_open(&f, 1 * MIB);
 	memset(buf, 0x55, sizeof(buf));
 	near_do(&f, write, 2 * PAGE_BYTES, buf, sizeof(buf));
-	bitmap_set(f.local, 0);
+	fake_local(&f, 0);
 	assert_written(&f, 0, 16, "");
 	asked = f.asked;
 	assert_int_equal(touch(&f, 2 * PAGE_BYTES), 0x55);
@@ -561,7 +573,7 @@ static void test_the_region_may_write_where_it_failed(void **state)
 	memset(page, 0x55, sizeof(page));
 	near_do(&f, fail, range_of(0, f.size));
 	near_do(&f, write, 5 * PAGE_BYTES, page, sizeof(page));
-	bitmap_set(f.local, 0);
+	fake_local(&f, 0);
 	assert_int_equal(touch(&f, 5 * PAGE_BYTES + 9), 0x55);
 	assert_written(&f, 0, 16, "");
 	fake_close(&f);
@@ -595,7 +607,7 @@ static void test_zeros_are_put_clean(void **state)
 	fake_open(&f, 1 * MIB + 100);
 	near_do(&f, put, 0, NULL, f.size);
 	for (size_t i = 0; i < f.chunks; i++)
-		bitmap_set(f.local, i);
+		fake_local(&f, i);
 	for (uint64_t at = 0; at < f.size; at += 511)
 		assert_int_equal(touch(&f, at), 0);
 	assert_written(&f, 0, 257, "");
@@ -954,6 +966,104 @@ static void found_mark(void *arg, struct range r)
 	bitmap_set_range(arg, r.off / PAGE_BYTES, r.len / PAGE_BYTES);
 }
 
+/* Runs in a process without any right; exit status 0 = as wanted. */
+static int open_without_rights(void)
+{
+	struct memory_options o = { .size = 1 * MIB };
+	struct near *near;
+	struct err e = { 0 };
+	char buf[4] = "";
+	AUTO_FD int fd = open("/proc/sys/vm/unprivileged_userfaultfd", O_RDONLY);
+
+	if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ||
+	    prctl(PR_SET_DUMPABLE, 1)) /* its own /proc files are its own again */
+		return 1;
+	if (fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0 && buf[0] == '0' && access("/dev/userfaultfd", R_OK | W_OK)) {
+		if (memory_open(&near, &o, &e) != -EPERM || near)
+			return 2;
+		if (!strstr(e.text, "/dev/userfaultfd") || !strstr(e.text, "vm.unprivileged_userfaultfd") ||
+		    !strstr(e.text, "CAP_SYS_PTRACE") || !strstr(e.text, "user_mode_only"))
+			return 3;
+	}
+	o.user_mode_only = true;
+	if (memory_open(&near, &o, &e))
+		return 4;
+	near->ops->close(near);
+	return 0;
+}
+
+static void test_without_rights_the_error_names_the_ways_to_get_them(void **state)
+{
+	int status;
+	pid_t child;
+
+	(void)state;
+	if (getuid() != 0) {
+		print_message("only root can give its rights away\n");
+		skip();
+	}
+	child = fork();
+	assert_true(child >= 0);
+	if (!child)
+		_exit(open_without_rights());
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static pid_t fault_thread_id(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	pid_t found = 0;
+
+	assert_non_null(dir);
+	for (struct dirent *d; (d = readdir(dir));) {
+		char path[300], name[32] = "";
+		AUTO_FD int fd = -1;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", d->d_name);
+		fd = open(path, O_RDONLY);
+		if (fd >= 0 && read(fd, name, sizeof(name) - 1) > 0 && !strcmp(name, "remora-fault\n"))
+			found = (pid_t)atoi(d->d_name);
+	}
+	closedir(dir);
+	assert_true(found > 0);
+	return found;
+}
+
+/* A fault is answered ten times faster from the same core. */
+static void test_the_fault_thread_follows_the_faulter(void **state)
+{
+	cpu_set_t before, one, its;
+	struct fake f;
+	pid_t thread;
+	unsigned cores = 0;
+
+	(void)state;
+	assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+	fake_open(&f, 1 * MIB);
+	thread = fault_thread_id();
+	for (size_t cpu = 0; cpu < CPU_SETSIZE && cores < 3; cpu++) {
+		if (!CPU_ISSET(cpu, &before))
+			continue;
+		cores++;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+		for (unsigned i = 0;; i++) {
+			near_shut(&f, 0, CHUNK);
+			assert_far(&f, 0);
+			assert_int_equal(sched_getaffinity(thread, sizeof(its), &its), 0);
+			if (CPU_EQUAL(&its, &one))
+				break;
+			if (i > 1000000)
+				fail_msg("it has not come to core %zu", cpu);
+		}
+	}
+	assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
+	fake_close(&f);
+}
+
 static void random_use(struct fake *f, uint64_t seed)
 {
 	static const unsigned steps = 3000;
@@ -1069,6 +1179,8 @@ int main(void)
 		cmocka_unit_test(test_who_waits_when_the_memory_closes_gets_a_signal),
 		cmocka_unit_test(test_read_only_memory_refuses_writes),
 		cmocka_unit_test(test_a_fixed_address_is_kept_or_refused),
+		cmocka_unit_test(test_without_rights_the_error_names_the_ways_to_get_them),
+		cmocka_unit_test(test_the_fault_thread_follows_the_faulter),
 		cmocka_unit_test(test_random_use_matches_a_model),
 		cmocka_unit_test(test_dropping_from_huge_pages_never_leaves_zeros),
 	};

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Kernel interfaces newer than the headers of Debian 12 (6.1), with the kernel's own names and values
- * (include/uapi/linux/userfaultfd.h and fs.h of Linux 6.8; PAGE_IS_GUARD of 6.15). Each is defined only where the
- * system's header does not have it. Whether the running kernel knows them is a question for run time.
+ * Kernel interfaces newer than the headers of Debian 12 (6.1), with the kernel's own names and
+ * values (include/uapi/linux/userfaultfd.h and fs.h of Linux 6.8; PAGE_IS_GUARD of 6.15). Each is
+ * defined only where the system's header does not have it. Whether the running kernel knows them is
+ * a question for run time.
  */
 #ifndef REMORA_BASE_UAPI_H
 #define REMORA_BASE_UAPI_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the subcommands share: exit codes, options (one table serves getopt and --help), messages, output, and
- * the loop with its signals. Only commands print.
+ * What the subcommands share: exit codes, options (one table serves getopt and --help), messages,
+ * output, and the loop with its signals. Only commands print.
  */
 #ifndef REMORA_CMD_CMD_H
 #define REMORA_CMD_CMD_H
@@ -89,7 +89,8 @@ struct common {
 	unsigned verbose; /* how often -v was given */
 };
 
-/* -1: go on with argv[optind] ... argv[argc - 1], else the code to exit with (help was printed, or an error). */
+/* -1: go on with argv[optind] ... argv[argc - 1], else the code to exit with (help was printed, or
+ * an error). */
 MUST_USE int options_parse(const struct usage *u, struct common *common, int argc, char **argv);
 
 /* ---- messages on stderr (output.c) ---- */
@@ -104,13 +105,15 @@ void say_note(const char *fmt, ...) PRINTF_LIKE(1, 2);
 /* An error of the command line; "see remora copy --help" follows. CMD_USAGE. */
 int say_usage(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
-/* Says e->text, then in a second line what to do next (NULL = the text says it already); the exit code for e->code. */
+/* Says e->text, then in a second line what to do next (NULL = the text says it already); the exit
+ * code for e->code. */
 int say_failed(const struct err *e, const char *next);
 enum cmd_exit exit_of(int err); /* 0 or -errno */
 
 /* ---- output on stdout (output.c) ---- */
 
-/* Prints and frees: several lines for people who look, or one for programs that read while we run. */
+/* Prints and frees: several lines for people who look, or one for programs that read while we run.
+ */
 void out_json(json_t *value);
 void out_json_line(json_t *value);
 
@@ -126,7 +129,8 @@ unsigned out_width(FILE *f); /* columns of the terminal; 80 when nobody knows */
 /* "1.2 GiB/s"; buf has SIZE_TEXT_MAX + 8 bytes. */
 const char *rate_format(uint64_t bytes, uint64_t ns, char *buf);
 
-/* Tells the process that started us that we are ready: the lines go to `fd`, which is closed. fd < 0: nothing. */
+/* Tells the process that started us that we are ready: the lines go to `fd`, which is closed. fd <
+ * 0: nothing. */
 MUST_USE int ready_tell(int fd, const char *lines, struct err *e);
 /* --ready-fd: checks that it is open. */
 MUST_USE int ready_check(uint64_t number, int *ret_fd, struct err *e);
@@ -141,15 +145,18 @@ struct run {
 	unsigned signals; /* how many came */
 	int last_signal;
 	uint64_t last_signal_ns;
-	/* SIGINT, SIGTERM, SIGHUP, from the loop. While it is NULL they end the process (exit code CMD_INCOMPLETE). */
+	/* SIGINT, SIGTERM, SIGHUP, from the loop. While it is NULL they end the process (exit code
+	 * CMD_INCOMPLETE). */
 	void (*on_signal)(struct run *run);
 	bool signal_done;
 };
 
-/* spec_open(), with e->code the error itself, and not that the spec is wrong where it names what is not there. */
+/* spec_open(), with e->code the error itself, and not that the spec is wrong where it names what is
+ * not there. */
 struct store_open;
 struct store;
-MUST_USE int run_spec_open(struct store **ret, const char *spec, const struct store_open *how, struct err *e);
+MUST_USE int run_spec_open(struct store **ret, const char *spec, const struct store_open *how,
+			   struct err *e);
 
 MUST_USE int run_open(struct run *run, const struct common *common, struct err *e);
 void run_close(struct run *run); /* nothing but the signals may be pending */

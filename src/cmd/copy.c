@@ -2,11 +2,11 @@
 /*
  * remora copy: any resource to any other.
  *
- * Place: opens both, decides what is known about the destination (made just now? begun by a former run? the
- * same as the source?), runs copy_engine.c, then copy_verify.c, and says how it went.
+ * Place: opens both, decides what is known about the destination (made just now? begun by a former
+ * run? the same as the source?), runs copy_engine.c, then copy_verify.c, and says how it went.
  *
- * Invariants: nothing is written before everything that can be refused has been refused. Exit code 0 means that
- * all of it is durable at the destination, with its name; the state file is then gone.
+ * Invariants: nothing is written before everything that can be refused has been refused. Exit code
+ * 0 means that all of it is durable at the destination, with its name; the state file is then gone.
  *
  * Locking: none; one loop. The destination file is locked (flock) against a second copy to it.
  */
@@ -90,7 +90,8 @@ static bool same_file(const struct place *a, const struct place *b)
 	return a->st.st_dev == b->st.st_dev && a->st.st_ino == b->st.st_ino;
 }
 
-/* Two files, or two names at one server. (Identities of different machines may be equal by chance.) */
+/* Two files, or two names at one server. (Identities of different machines may be equal by chance.)
+ */
 static bool same_resource(const struct copy_cmd *c)
 {
 	const struct store_info *a = &c->store[SRC]->info, *b = &c->store[DST]->info;

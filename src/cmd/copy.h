@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The parts of remora copy: the walk over a source's extents, the state that makes a copy resumable, the engine
- * that moves bytes, the one that compares them, and the progress they show.
+ * The parts of remora copy: the walk over a source's extents, the state that makes a copy
+ * resumable, the engine that moves bytes, the one that compares them, and the progress they show.
  */
 #ifndef REMORA_CMD_COPY_H
 #define REMORA_CMD_COPY_H
@@ -13,12 +13,14 @@
 #define COPY_UNIT_MIN (256 * KIB) /* default unit, unless a store prefers more */
 #define COPY_UNITS_MAX (1ULL << 24)
 #define COPY_INFLIGHT_FAR (64 * MIB)
-#define COPY_INFLIGHT_NEAR (8 * MIB) /* nothing far: more would only leave the processor's cache */
+#define COPY_INFLIGHT_NEAR (8 * MIB) /* nothing far: more would only leave the processor's cache   \
+				      */
 #define COPY_SLOTS_MAX 1024u
 
 /* ---- which parts are zeros (copy_walk.c) ---- */
 
-/* Extents of a store, asked for ahead. Offsets only grow. Where the store cannot tell, everything is data. */
+/* Extents of a store, asked for ahead. Offsets only grow. Where the store cannot tell, everything
+ * is data. */
 struct walk {
 	struct store *store;
 	bool told; /* the store tells */
@@ -36,7 +38,8 @@ struct walk {
 
 MUST_USE int walk_init(struct walk *walk, struct store *store); /* 0 or -ENOMEM */
 void walk_done(struct walk *walk);				/* nothing pending */
-/* What is at off: *ret_len bytes, at least 1, of the same kind. False: not known yet, ready() will be called. */
+/* What is at off: *ret_len bytes, at least 1, of the same kind. False: not known yet, ready() will
+ * be called. */
 MUST_USE bool walk_at(struct walk *walk, uint64_t off, uint64_t *ret_len, bool *ret_zero);
 
 /* ---- what is safe at the destination (copy_state.c) ---- */
@@ -48,8 +51,8 @@ struct copy_key {
 	uint64_t destination;
 };
 
-/* Beside the destination: DST.remora-copy. 0 or -errno; -ENOENT: there is none; -EBADMSG: not ours, or damaged;
- * -ESTALE: of another copy. `bits` has a bit per unit. */
+/* Beside the destination: DST.remora-copy. 0 or -errno; -ENOENT: there is none; -EBADMSG: not ours,
+ * or damaged; -ESTALE: of another copy. `bits` has a bit per unit. */
 MUST_USE int copy_state_load(const char *path, const struct copy_key *key, uint64_t *bits);
 /* Replaces it: at each moment there is the old one or the new one, whole. May block. */
 MUST_USE int copy_state_save(const char *path, const struct copy_key *key, const uint64_t *bits);

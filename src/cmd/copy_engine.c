@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Moves the bytes of a copy: a fixed number of slots, each with a buffer, each reading one unit and writing it,
- * all at the same time.
+ * Moves the bytes of a copy: a fixed number of slots, each with a buffer, each reading one unit and
+ * writing it, all at the same time.
  *
  *             ┌─────────────── idle ◀────────────────────┐
  *   pump ─────┤ read ──▶ (zero runs) ──▶ write, ZERO ... ─┤──▶ bit in `done`
@@ -11,11 +11,12 @@
  *
  * Place: between two stores, on one loop; copy.c opens both and tells how it went.
  *
- * Invariants: memory is slots x unit. A bit is set in `done` when its write has completed, in `safe` when a
- * FLUSH that began afterwards has succeeded, answered by the same instance as the write. `finished` is set when
- * no request, timer or work is pending.
+ * Invariants: memory is slots x unit. A bit is set in `done` when its write has completed, in
+ * `safe` when a FLUSH that began afterwards has succeeded, answered by the same instance as the
+ * write. `finished` is set when no request, timer or work is pending.
  *
- * Locking: none; loop thread. The work that saves the state reads `safe`, which nobody changes meanwhile.
+ * Locking: none; loop thread. The work that saves the state reads `safe`, which nobody changes
+ * meanwhile.
  */
 #include <errno.h>
 #include <stdlib.h>

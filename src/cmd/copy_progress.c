@@ -4,7 +4,8 @@
  *
  * Place: looks at a counter five times a second; nothing calls it.
  *
- * Invariant: the line never is wider than the terminal, and is gone when anything else is printed (progress_stop).
+ * Invariant: the line never is wider than the terminal, and is gone when anything else is printed
+ * (progress_stop).
  *
  * Locking: none; loop thread.
  */

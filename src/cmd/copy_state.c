@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The state of an interrupted copy: a small text beside the destination that says which units are durable there.
+ * The state of an interrupted copy: a small text beside the destination that says which units are
+ * durable there.
  *
  *   remora-copy 1
  *   size 1073741824
@@ -13,8 +14,9 @@
  *
  * Place: written by the engine after each flush (on a thread: it blocks), read once at the start.
  *
- * Invariants: a unit is named only when a flush had covered it before the file was written. The file is replaced by
- * rename(2), so a crash leaves a whole one. What does not parse to the last byte is not believed.
+ * Invariants: a unit is named only when a flush had covered it before the file was written. The
+ * file is replaced by rename(2), so a crash leaves a whole one. What does not parse to the last
+ * byte is not believed.
  *
  * Locking: none.
  */

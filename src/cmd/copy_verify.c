@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Compares two stores: each slot reads the same range of both. The first byte that differs is named.
+ * Compares two stores: each slot reads the same range of both. The first byte that differs is
+ * named.
  *
  * Place: behind the copy, after its flush.
  *
- * Invariants: ranges start in order of their offsets, and all that started end, so the smallest offset found is
- * the first. Only what both stores tell to be zeros is not read.
+ * Invariants: ranges start in order of their offsets, and all that started end, so the smallest
+ * offset found is the first. Only what both stores tell to be zeros is not read.
  *
  * Locking: none; loop thread.
  */

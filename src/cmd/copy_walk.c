@@ -4,8 +4,9 @@
  *
  * Place: the copy and the comparison ask it which parts are zeros and need not be read.
  *
- * Invariants: buf[cur] covers start[cur] ... end[cur], the other buffer what follows (or is being fetched). An
- * EXTENTS that fails is no error here: what cannot be told is read, and a real fault shows there.
+ * Invariants: buf[cur] covers start[cur] ... end[cur], the other buffer what follows (or is being
+ * fetched). An EXTENTS that fails is no error here: what cannot be told is read, and a real fault
+ * shows there.
  *
  * Locking: none; loop thread.
  */

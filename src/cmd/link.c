@@ -2,11 +2,11 @@
 /*
  * remora link: the network emulator, and the client of its control socket.
  *
- * Place: options and control around link_emu.c. It runs as a process of its own between two sockets, so that
- * every round trip of what is measured counts.
+ * Place: options and control around link_emu.c. It runs as a process of its own between two
+ * sockets, so that every round trip of what is measured counts.
  *
- * Control: a line is a command, each is answered by a line that begins with "ok" or "error". One at a time per
- * connection.
+ * Control: a line is a command, each is answered by a line that begins with "ok" or "error". One at
+ * a time per connection.
  *
  * Locking: none; one loop.
  */

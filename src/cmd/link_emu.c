@@ -5,19 +5,20 @@
  *   client ── up: receive ▶ blocks, paced ▶ send ──▶ target
  *          ◀── down: send ◀ blocks, paced ◀ receive ──
  *
- * Place: between the sockets (io/loop.h) and the arithmetic (link_pace.h). Each flow is one direction of one
- * connection: it receives while its way has room, keeps the bytes in a chain of blocks, and sends what has
- * become due.
+ * Place: between the sockets (io/loop.h) and the arithmetic (link_pace.h). Each flow is one
+ * direction of one connection: it receives while its way has room, keeps the bytes in a chain of
+ * blocks, and sends what has become due.
  *
- * Setting up: a client's connect() succeeds at once, because a socket cannot be made to wait with it; so the
- * round trip that a real connect costs is added behind it. The target sees the connection after one delay, the
- * client's first bytes count as sent after two (when its connect would have returned), and arrive after three.
+ * Setting up: a client's connect() succeeds at once, because a socket cannot be made to wait with
+ * it; so the round trip that a real connect costs is added behind it. The target sees the
+ * connection after one delay, the client's first bytes count as sent after two (when its connect
+ * would have returned), and arrive after three.
  *
  * The end: the end of a stream travels like a byte. A reset also, and resets the other side.
  *
- * Invariants: a block belongs to one flow or to the idle list. A connection is freed when it is dying, none of
- * its ops is pending and its post has run, and only in conn_check(). Flows that wait for room are in their
- * pipe's list.
+ * Invariants: a block belongs to one flow or to the idle list. A connection is freed when it is
+ * dying, none of its ops is pending and its post has run, and only in conn_check(). Flows that wait
+ * for room are in their pipe's list.
  *
  * Locking: none; one loop.
  */
@@ -158,7 +159,8 @@ static void conn_post(struct post *post)
 	conn_check(c);
 }
 
-/* With `reset` the peers get a reset as far as their kind of socket has one; else the end of the stream. */
+/* With `reset` the peers get a reset as far as their kind of socket has one; else the end of the
+ * stream. */
 static void conn_kill(struct conn *c, bool reset)
 {
 	const struct linger linger = { .l_onoff = 1 };
@@ -202,7 +204,8 @@ static void flow_finish(struct flow *f)
 		(void)shutdown(f->to_fd, SHUT_WR);
 }
 
-/* Nobody takes the bytes any more: they fall off the end of the link, as do those that still come. */
+/* Nobody takes the bytes any more: they fall off the end of the link, as do those that still come.
+ */
 static void flow_drop(struct flow *f)
 {
 	struct link *k;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The emulated link: connections from a listener to a target, both ways through link_pace.h, and what can be
- * done to them while they run.
+ * The emulated link: connections from a listener to a target, both ways through link_pace.h, and
+ * what can be done to them while they run.
  */
 #ifndef REMORA_CMD_LINK_EMU_H
 #define REMORA_CMD_LINK_EMU_H

@@ -4,9 +4,9 @@
  *
  * Place: link_conn.c asks here what it may receive and what it may deliver.
  *
- * Invariants: the segments of a line are in order of time (jitter and changed settings never let a byte
- * overtake another). While the transmitter is busy with one connection, what that one sends becomes one growing
- * segment.
+ * Invariants: the segments of a line are in order of time (jitter and changed settings never let a
+ * byte overtake another). While the transmitter is busy with one connection, what that one sends
+ * becomes one growing segment.
  *
  * Locking: none.
  */
@@ -156,7 +156,8 @@ int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint
 	return 0;
 }
 
-/* Bytes are handed over in packets of a fraction of a millisecond: one by one they would cost a system call each. */
+/* Bytes are handed over in packets of a fraction of a millisecond: one by one they would cost a
+ * system call each. */
 static uint64_t segment_packet(const struct pace_segment *s)
 {
 	return MAX(bytes_in(s->rate, PACKET_NS), PACKET_MIN);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The arithmetic of the emulated link: when does which byte arrive? Pure: no I/O, no clock of its own.
+ * The arithmetic of the emulated link: when does which byte arrive? Pure: no I/O, no clock of its
+ * own.
  *
- * A way (one direction of the link) is a transmitter with a bounded queue and a delay line behind it, shared by all
- * connections. What is received at `now` begins to be sent when the transmitter is free, at `rate`, and each
- * byte arrives `delay` (and a drawn part of `jitter`) after it was sent. A line holds what one connection has
- * under way: a row of segments, within which the bytes become due one by one, so that no timer per packet is
- * needed.
+ * A way (one direction of the link) is a transmitter with a bounded queue and a delay line behind
+ * it, shared by all connections. What is received at `now` begins to be sent when the transmitter
+ * is free, at `rate`, and each byte arrives `delay` (and a drawn part of `jitter`) after it was
+ * sent. A line holds what one connection has under way: a row of segments, within which the bytes
+ * become due one by one, so that no timer per packet is needed.
  */
 #ifndef REMORA_CMD_LINK_PACE_H
 #define REMORA_CMD_LINK_PACE_H
@@ -52,9 +53,9 @@ uint64_t pace_turn(const struct pace_way *way);
 uint64_t pace_line_max(const struct pace_way *way);
 
 /*
- * len bytes have been received now. 0 or -ENOMEM. `waited`: they were there before, and only the queue had no
- * room; so if we come late (another process had the processor) the transmitter has not been idle, and the rate
- * holds.
+ * len bytes have been received now. 0 or -ENOMEM. `waited`: they were there before, and only the
+ * queue had no room; so if we come late (another process had the processor) the transmitter has not
+ * been idle, and the rate holds.
  */
 MUST_USE int pace_add(struct pace_way *way, struct pace_line *line, uint64_t now_ns, uint64_t len,
 		      bool waited);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What commands say: errors and notes on stderr with the command's name in front, results on stdout as text or
- * JSON.
+ * What commands say: errors and notes on stderr with the command's name in front, results on stdout
+ * as text or JSON.
  *
  * Place: the only code that knows about terminals. Colour and width only where a person looks.
  *
- * Invariants: a message is written with one call, so that those of several threads do not mix. A result that
- * could not be written is an error (out_end).
+ * Invariants: a message is written with one call, so that those of several threads do not mix. A
+ * result that could not be written is an error (out_end).
  *
  * Locking: say_name() once, before there are threads.
  */

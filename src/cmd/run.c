@@ -4,9 +4,9 @@
  *
  * Place: opened after the options, closed last.
  *
- * Invariants: SIGINT, SIGTERM and SIGHUP are blocked before the first thread starts, so that only the
- * descriptor gets them. Until the command says what they mean (on_signal) they end the process at once: nothing
- * is to be saved yet.
+ * Invariants: SIGINT, SIGTERM and SIGHUP are blocked before the first thread starts, so that only
+ * the descriptor gets them. Until the command says what they mean (on_signal) they end the process
+ * at once: nothing is to be saved yet.
  *
  * Locking: log_emit() may be called by any thread; one fprintf() is one line.
  */

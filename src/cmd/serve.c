@@ -4,10 +4,10 @@
  *
  * Place: opens the stores that the specs name, gives them to front/server.h, waits for a signal.
  *
- * Invariants: everything that can be wrong with the command line or the resources is found before the first
- * listener opens, and nothing is announced before all of them are open. At the end, in this order: no more
- * clients, requests in flight end, stores are flushed, stores close. Only when every flush succeeded is the
- * exit code 0.
+ * Invariants: everything that can be wrong with the command line or the resources is found before
+ * the first listener opens, and nothing is announced before all of them are open. At the end, in
+ * this order: no more clients, requests in flight end, stores are flushed, stores close. Only when
+ * every flush succeeded is the exit code 0.
  *
  * Locking: none; one loop.
  */
@@ -206,7 +206,8 @@ static int announce(const struct serve *s, int ready_fd, struct err *e)
 		announce_json(s);
 	else if (!s->common.quiet)
 		announce_text(s);
-	fflush(stdout); /* whoever started us may read it through a pipe; if nobody does, that is no reason to stop */
+	fflush(stdout); /* whoever started us may read it through a pipe; if nobody does, that is no
+			   reason to stop */
 	for (size_t i = 0; i < s->listen.count; i++)
 		len += (size_t)snprintf(lines + len, sizeof(lines) - len, "%s\n",
 					sock_format(&s->addr[i], text));

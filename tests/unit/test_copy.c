@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The copy: its state file, the walk over extents, and the engine on stores in memory, with faults. */
+/* The copy: its state file, the walk over extents, and the engine on stores in memory, with faults.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -277,7 +278,8 @@ static void the_first_difference_is_named(void **state)
 	store_close_wait(b);
 }
 
-/* Requests fail by seed. Whatever happens: an end, an error that names a byte, and no unit called safe that is not. */
+/* Requests fail by seed. Whatever happens: an end, an error that names a byte, and no unit called
+ * safe that is not. */
 static void faults_never_make_a_unit_safe_that_is_not(void **state)
 {
 	struct fixture *f = *state;

@@ -68,7 +68,8 @@ static void connections_share_the_rate(void **state)
 		pace_line_done(&line[i]);
 }
 
-/* Receives whenever there is room, takes what is due when it is due; returns bytes taken in `ns`. */
+/* Receives whenever there is room, takes what is due when it is due; returns bytes taken in `ns`.
+ */
 static uint64_t run_for(struct pace_way *way, uint64_t ns, uint64_t late_ns)
 {
 	struct pace_line line = { 0 };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sort SPEC [BUDGET_MIB]: sorts a remote file of 64-byte records where it is, as if it were an array in memory. */
+/* sort SPEC [BUDGET_MIB]: sorts a remote file of 64-byte records, as an array in memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,12 +24,14 @@ static void sort(record *first, record *end)
 
 int main(int argc, char **argv)
 {
-	struct remora_options options = { .budget = argc > 2 ? strtoull(argv[2], NULL, 10) << 20 : 0 };
+	unsigned long long budget = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
+	struct remora_options options = { .budget = budget << 20 };
 	struct remora_error error = { .text = "usage: sort SPEC [BUDGET_MIB]" };
 	struct remora *r;
 
 	if (argc < 2 || remora_open(&r, argv[1], &options, &error) < 0)
 		return fprintf(stderr, "sort: %s\n", error.text), 1;
 	sort(remora_data(r), (record *)remora_data(r) + remora_size(r) / sizeof(record));
-	return remora_close(r) < 0 ? perror("sort: the last flush"), 1 : 0; /* close flushes */
+	int err = remora_close(r); /* flushes */
+	return err < 0 ? fprintf(stderr, "sort: flushing: %s\n", strerror(-err)), 1 : 0;
 }

@@ -2,8 +2,8 @@
 /*
  * The public API's direct use: a far store without a region, on a loop's thread of its own.
  *
- * Place: program's thread -> host_request() -> the store. Each call is a trip to the far side; a long one is several requests at
- * once.
+ * Place: program's thread -> host_request() -> the store. Each call is a trip to the far side; a
+ * long one is several requests at once.
  *
  * Locking: host.c's.
  */
@@ -34,8 +34,8 @@ static void teardown(struct host *host)
 	store_close_wait(CONTAINER_OF(host, struct remora_store, host)->store);
 }
 
-int remora_store_open(struct remora_store **ret, const char *spec, const struct remora_options *options,
-		      struct remora_error *error)
+int remora_store_open(struct remora_store **ret, const char *spec,
+		      const struct remora_options *options, struct remora_error *error)
 {
 	struct err e = { 0 };
 	struct remora_store *s = calloc(1, sizeof(*s));
@@ -77,7 +77,8 @@ int remora_store_read(struct remora_store *s, uint64_t off, void *buf, size_t le
 
 int remora_store_write(struct remora_store *s, uint64_t off, const void *buf, size_t len)
 {
-	return transfer(s, REQ_WRITE, off, (void *)(uintptr_t)buf, len); /* a WRITE's buffer is only read */
+	return transfer(s, REQ_WRITE, off, (void *)(uintptr_t)buf,
+			len); /* a WRITE's buffer is only read */
 }
 
 int remora_store_flush(struct remora_store *s)

@@ -2,11 +2,11 @@
 /*
  * The thread of a public handle.
  *
- * Place: program's threads -> loop_post() or loop_call() -> the thread here, which runs stores and region -> host_end() -> the
- * program's thread that waits.
+ * Place: program's threads -> loop_post() or loop_call() -> the thread here, which runs stores and
+ * region -> host_end() -> the program's thread that waits.
  *
- * Invariants: everything below the API is made, used and freed in the loop's thread. A wait lives on the stack of who waits, and is
- * not touched after its `ended` was set under the lock.
+ * Invariants: everything below the API is made, used and freed in the loop's thread. A wait lives
+ * on the stack of who waits, and is not touched after its `ended` was set under the lock.
  *
  * Locking: `lock` guards the `ended` of all waits of a handle; nothing else is shared.
  */
@@ -21,24 +21,30 @@
 #define PIECES_MAX 8u /* requests at a time that one long read or write becomes */
 #define POOL_SPARE 2u /* threads beside those that the user's callbacks take */
 
-static_assert(sizeof(((struct remora_error *)0)->text) >= ERR_TEXT_MAX, "a text of ours fits into the public one");
+static_assert(sizeof(((struct remora_error *)0)->text) >= ERR_TEXT_MAX,
+	      "a text of ours fits into the public one");
 
 /* ---- options ---- */
 
-/* The struct may be of an older program (shorter) or a newer one (longer: what we do not know must be zeros). */
+/* The struct may be of an older program (shorter) or a newer one (longer: what we do not know must
+ * be zeros). */
 static int options_take(struct remora_options *to, const struct remora_options *from, struct err *e)
 {
 	size_t size = from->struct_size ? from->struct_size : sizeof(*to);
 	const uint8_t *bytes = (const uint8_t *)from;
 
 	if (size < sizeof(from->struct_size) || size > PAGE_BYTES)
-		return err_set(e, -EINVAL, "options: struct_size is %zu; sizeof(struct remora_options) or 0 is meant", size);
+		return err_set(
+			e, -EINVAL,
+			"options: struct_size is %zu; sizeof(struct remora_options) or 0 is meant",
+			size);
 	for (size_t i = sizeof(*to); i < size; i++)
 		if (bytes[i])
-			return err_set(e, -E2BIG,
-				       "options: the program was built for a newer version of the library than %s and "
-				       "asks for something that this one does not know",
-				       remora_version());
+			return err_set(
+				e, -E2BIG,
+				"options: the program was built for a newer version of the library than %s and "
+				"asks for something that this one does not know",
+				remora_version());
 	memcpy(to, from, MIN(size, sizeof(*to)));
 	return 0;
 }
@@ -46,24 +52,32 @@ static int options_take(struct remora_options *to, const struct remora_options *
 static int options_check(const struct remora_options *o, struct err *e)
 {
 	if (o->read_only && o->private_copy)
-		return err_set(e, -EINVAL, "options: read_only and private_copy exclude each other");
+		return err_set(e, -EINVAL,
+			       "options: read_only and private_copy exclude each other");
 	if (o->chunk && (!is_pow2(o->chunk) || o->chunk < CHUNK_MIN || o->chunk > CHUNK_MAX))
-		return err_set(e, -EINVAL, "options: chunk is %u; a power of two from %llu to %llu is meant", o->chunk,
-			       CHUNK_MIN, CHUNK_MAX);
+		return err_set(e, -EINVAL,
+			       "options: chunk is %u; a power of two from %llu to %llu is meant",
+			       o->chunk, CHUNK_MIN, CHUNK_MAX);
 	if ((unsigned)o->pull > REMORA_PULL_ALL)
-		return err_set(e, -EINVAL, "options: pull is %d, which is none of REMORA_PULL_*", (int)o->pull);
+		return err_set(e, -EINVAL, "options: pull is %d, which is none of REMORA_PULL_*",
+			       (int)o->pull);
 	if ((unsigned)o->on_loss > REMORA_LOSS_READONLY)
-		return err_set(e, -EINVAL, "options: on_loss is %d, which is none of REMORA_LOSS_*", (int)o->on_loss);
+		return err_set(e, -EINVAL, "options: on_loss is %d, which is none of REMORA_LOSS_*",
+			       (int)o->on_loss);
 	if ((unsigned)o->log_max > REMORA_LOG_DEBUG)
-		return err_set(e, -EINVAL, "options: log_max is %d, which is none of REMORA_LOG_*", (int)o->log_max);
+		return err_set(e, -EINVAL, "options: log_max is %d, which is none of REMORA_LOG_*",
+			       (int)o->log_max);
 	if (o->pull_range_count && !o->pull_ranges)
-		return err_set(e, -EINVAL, "options: pull_range_count is %zu, but pull_ranges is NULL",
+		return err_set(e, -EINVAL,
+			       "options: pull_range_count is %zu, but pull_ranges is NULL",
 			       o->pull_range_count);
 	for (size_t i = 0; i < o->pull_range_count; i++)
 		if (!range_valid(range_of(o->pull_ranges[i].off, o->pull_ranges[i].len)))
 			return err_set(e, -EINVAL, "options: pull_ranges[%zu] goes beyond 2^64", i);
 	if (o->loop && strcmp(o->loop, "io_uring") && strcmp(o->loop, "epoll"))
-		return err_set(e, -EINVAL, "options: loop is \"%s\"; \"io_uring\", \"epoll\" or NULL is meant", o->loop);
+		return err_set(e, -EINVAL,
+			       "options: loop is \"%s\"; \"io_uring\", \"epoll\" or NULL is meant",
+			       o->loop);
 	if (o->callbacks && (!o->callbacks->read || !o->callbacks->size))
 		return err_set(e, -EINVAL, "options: callbacks need read and size at least");
 	return 0;
@@ -71,7 +85,8 @@ static int options_check(const struct remora_options *o, struct err *e)
 
 /* ---- log ---- */
 
-static_assert((int)REMORA_LOG_ERROR == LOG_ERROR && (int)REMORA_LOG_DEBUG == LOG_DEBUG, "levels are the same numbers");
+static_assert((int)REMORA_LOG_ERROR == LOG_ERROR && (int)REMORA_LOG_DEBUG == LOG_DEBUG,
+	      "levels are the same numbers");
 
 static void log_emit(void *arg, enum log_level level, const char *text)
 {
@@ -94,8 +109,8 @@ static int loop_make(struct host *host, struct err *e)
 	return loop_open(&host->loop, &lo, e);
 }
 
-/* The loop is all that can answer a page fault: without it every thread of the program would hang, silently. So a loop that
- * breaks is taken for a broken invariant. */
+/* The loop is all that can answer a page fault: without it every thread of the program would hang,
+ * silently. So a loop that breaks is taken for a broken invariant. */
 static void *host_main(void *arg)
 {
 	struct host *host = arg;
@@ -131,7 +146,8 @@ static int thread_start(struct host *host)
 	return err;
 }
 
-int host_open(struct host *host, const char *spec, const struct remora_options *options, struct err *e)
+int host_open(struct host *host, const char *spec, const struct remora_options *options,
+	      struct err *e)
 {
 	int err = 0;
 
@@ -146,7 +162,8 @@ int host_open(struct host *host, const char *spec, const struct remora_options *
 	host->options.struct_size = sizeof(host->options);
 	env_init(&host->env);
 	if (host->options.log)
-		host->env.log = (struct log){ log_emit, host, (enum log_level)host->options.log_max };
+		host->env.log = (struct log){ log_emit, host,
+					      (enum log_level)host->options.log_max };
 	host->pid = getpid();
 	host->start.spec = spec;
 	host->start.e = e;
@@ -172,8 +189,9 @@ static void stop(void *arg)
 	loop_stop(arg);
 }
 
-/* Nobody else calls any more (that is the caller's promise), so every wait has ended. The thread is the last that touches
- * the loop, and it ends here; posts that were on their way out are waited for by loop_close(). */
+/* Nobody else calls any more (that is the caller's promise), so every wait has ended. The thread is
+ * the last that touches the loop, and it ends here; posts that were on their way out are waited for
+ * by loop_close(). */
 void host_close(struct host *host)
 {
 	loop_call(host->loop, stop, host->loop);
@@ -234,7 +252,8 @@ static void piece_run(struct post *post)
 	req_submit(piece->store, &piece->req);
 }
 
-int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off, void *buf, size_t len)
+int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off, void *buf,
+		 size_t len)
 {
 	uint64_t piece_len = store->info.len_max; /* fixed since it was opened */
 	struct piece piece[PIECES_MAX];
@@ -247,10 +266,13 @@ int host_request(struct host *host, struct store *store, enum req_op op, uint64_
 		do {
 			struct range r = range_of(off + at, MIN(len - at, piece_len));
 
-			piece[count] = (struct piece){ .post.run = piece_run, .store = store, .host = host };
+			piece[count] = (struct piece){ .post.run = piece_run,
+						       .store = store,
+						       .host = host };
 			piece[count].req = (struct req){ .op = op, .range = r, .done = piece_done };
 			if (buf)
-				piece[count].req.data = (struct iobuf){ (uint8_t *)buf + at, r.len };
+				piece[count].req.data = (struct iobuf){ (uint8_t *)buf + at,
+									r.len };
 			loop_post(host->loop, &piece[count].post);
 			at += r.len;
 			count++;
@@ -272,7 +294,9 @@ struct store_open host_store_open(struct host *host, struct range first)
 	return (struct store_open){
 		.loop = host->loop,
 		.read_only = o->read_only || o->private_copy,
-		.deadline_ns = o->deadline_ms && o->deadline_ms != UINT32_MAX ? now + o->deadline_ms * NS_PER_MS : NEVER_NS,
+		.deadline_ns = o->deadline_ms && o->deadline_ms != UINT32_MAX
+				       ? now + o->deadline_ms * NS_PER_MS
+				       : NEVER_NS,
 		.callbacks = o->callbacks,
 		.callbacks_arg = o->callbacks_arg,
 		.first = first,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The thread of a public handle: it owns the loop and everything on it, and other threads hand it calls and
- * requests and wait for their ends.
+ * The thread of a public handle: it owns the loop and everything on it, and other threads hand it
+ * calls and requests and wait for their ends.
  */
 #ifndef REMORA_API_HOST_H
 #define REMORA_API_HOST_H
@@ -24,7 +24,7 @@ struct host {
 	struct loop *loop;
 	struct env env;
 	struct remora_options options; /* checked; complete whatever the caller's struct_size */
-	pid_t pid;		       /* a child of fork() has the handle's memory, but not its threads */
+	pid_t pid; /* a child of fork() has the handle's memory, but not its threads */
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t change; /* some wait has ended */
@@ -42,18 +42,22 @@ void host_end(struct host *host, struct host_wait *wait, int err);
 MUST_USE int host_wait(struct host *host, struct host_wait *wait);
 
 /*
- * Checks the options, starts the thread and its loop, runs setup() in it and returns what that returned. When it
- * failed (and has freed what it made) nothing is left. teardown() runs in host_close(), when the loop has stopped: it may
- * run it once more (set-up code).
+ * Checks the options, starts the thread and its loop, runs setup() in it and returns what that
+ * returned. When it failed (and has freed what it made) nothing is left. teardown() runs in
+ * host_close(), when the loop has stopped: it may run it once more (set-up code).
  */
-MUST_USE int host_open(struct host *host, const char *spec, const struct remora_options *options, struct err *e);
+MUST_USE int host_open(struct host *host, const char *spec, const struct remora_options *options,
+		       struct err *e);
 void host_close(struct host *host);
 
-/* 0, or why this thread must not wait for the loop's: -ECHILD after a fork, -EDEADLK from a hook. */
+/* 0, or why this thread must not wait for the loop's: -ECHILD after a fork, -EDEADLK from a hook.
+ */
 MUST_USE int host_may_wait(const struct host *host);
 
-/* Any thread: makes requests out of READ or WRITE of any length, of FLUSH one, and waits for them. */
-MUST_USE int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off, void *buf, size_t len);
+/* Any thread: makes requests out of READ or WRITE of any length, of FLUSH one, and waits for them.
+ */
+MUST_USE int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off,
+			  void *buf, size_t len);
 
 /* What remora_open() and remora_store_open() ask of spec_open(). */
 struct store_open host_store_open(struct host *host, struct range first);

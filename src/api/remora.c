@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The public API's memory: a handle is a loop's thread, a far store, a near store that the program has mapped, a region that joins
- * them, and a fault thread.
+ * The public API's memory: a handle is a loop's thread, a far store, a near store that the program
+ * has mapped, a region that joins them, and a fault thread.
  *
- * Place: the top. remora_open() makes the row far store -> near store -> region -> fault thread, remora_close() undoes it from
- * the other end.
+ * Place: the top. remora_open() makes the row far store -> near store -> region -> fault thread,
+ * remora_close() undoes it from the other end.
  *
- * Invariants: the region, and what it owns, is touched in the loop's thread only, but for region_fault(). The options are
- * copied, the ranges in them are used during remora_open() alone.
+ * Invariants: the region, and what it owns, is touched in the loop's thread only, but for
+ * region_fault(). The options are copied, the ranges in them are used during remora_open() alone.
  *
- * Locking: host.c's. Any thread of the program may call, also several at once; remora_close() is the last call.
+ * Locking: host.c's. Any thread of the program may call, also several at once; remora_close() is
+ * the last call.
  */
 #include "remora/remora.h"
 
@@ -35,7 +36,7 @@ struct pull {
 struct remora {
 	struct host host;
 	struct region *region;
-	struct near *near;	 /* the region's */
+	struct near *near; /* the region's */
 	uint64_t size;
 	char engine[64];
 	struct pull *first; /* what remora_open() waits for */
@@ -61,7 +62,9 @@ static void pull_done(struct region_pull *region, int err)
 
 static void pull_init(struct pull *pull, struct remora *r, struct range range, int priority)
 {
-	*pull = (struct pull){ .r = r, .region = { .range = range, .priority = priority, .done = pull_done } };
+	*pull = (struct pull){
+		.r = r, .region = { .range = range, .priority = priority, .done = pull_done }
+	};
 }
 
 static void pull_run(struct post *post)
@@ -82,20 +85,24 @@ static int first_make(struct remora *r, struct err *e)
 	if (!r->first)
 		return err_sys(e, -ENOMEM, "opening memory");
 	if (o->pull_first && r->size)
-		pull_init(&r->first[r->first_count++], r, range_of(0, MIN(o->pull_first, r->size)), INT32_MAX);
+		pull_init(&r->first[r->first_count++], r, range_of(0, MIN(o->pull_first, r->size)),
+			  INT32_MAX);
 	for (size_t i = 0; i < o->pull_range_count; i++) {
 		struct range want = range_of(o->pull_ranges[i].off, o->pull_ranges[i].len);
 
 		if (!range_within(want, r->size))
-			return err_set(e, -EINVAL, "options: pull_ranges[%zu] goes beyond the resource's %llu bytes", i,
-				       (unsigned long long)r->size);
+			return err_set(
+				e, -EINVAL,
+				"options: pull_ranges[%zu] goes beyond the resource's %llu bytes",
+				i, (unsigned long long)r->size);
 		if (want.len)
 			pull_init(&r->first[r->first_count++], r, want, INT32_MAX);
 	}
 	return 0;
 }
 
-/* What somebody will want first, for the far side's hello; nothing when nobody said so: lazy means lazy. */
+/* What somebody will want first, for the far side's hello; nothing when nobody said so: lazy means
+ * lazy. */
 static struct range first_guess(const struct remora_options *o)
 {
 	if (o->pull_first)
@@ -126,7 +133,8 @@ static int hook_priority(void *arg, struct range range)
 	return hooks->priority(hooks->arg, range.off, range.len);
 }
 
-static_assert((int)REMORA_LOSS_WAIT == REGION_LOSS_WAIT && (int)REMORA_LOSS_ERROR == REGION_LOSS_ERROR &&
+static_assert((int)REMORA_LOSS_WAIT == REGION_LOSS_WAIT &&
+		      (int)REMORA_LOSS_ERROR == REGION_LOSS_ERROR &&
 		      (int)REMORA_LOSS_READONLY == REGION_LOSS_READONLY,
 	      "policies are the same numbers");
 
@@ -154,13 +162,16 @@ static struct region_options region_options_of(struct remora_options *o)
 static int near_open(struct remora *r, const struct store *far, struct err *e)
 {
 	const struct remora_options *o = &r->host.options;
-	struct memory_options mo = { .size = far->info.size,
+	struct memory_options mo = { .env = &r->host.env,
+				     .size = far->info.size,
 				     .read_only = o->read_only,
 				     .address = o->address,
 				     .user_mode_only = o->user_mode_only };
 
 	if (far->info.read_only && !o->read_only && !o->private_copy)
-		return err_set(e, -EROFS, "the resource cannot be written: open it with read_only, or with private_copy");
+		return err_set(
+			e, -EROFS,
+			"the resource cannot be written: open it with read_only, or with private_copy");
 	return memory_open(&r->near, &mo, e);
 }
 
@@ -203,9 +214,10 @@ static int setup(struct host *host, const char *spec, struct err *e)
 }
 
 /*
- * Loop's thread, the loop has stopped. Who may still hold a reference: the fault thread has ended (remora_close), pulls that nobody
- * waits for are ended by the region, as are its own requests by the far store that it aborts and closes; then it closes the
- * near store, and with it the program's mapping. Nobody else.
+ * Loop's thread, the loop has stopped. Who may still hold a reference: the fault thread has ended
+ * (remora_close), pulls that nobody waits for are ended by the region, as are its own requests by
+ * the far store that it aborts and closes; then it closes the near store, and with it the program's
+ * mapping. Nobody else.
  */
 static void teardown(struct host *host)
 {
@@ -261,13 +273,14 @@ static int first_wait(struct remora *r, struct err *e)
 		struct status_call call = { .region = r->region };
 
 		loop_call(r->host.loop, status_run, &call);
-		err_sys(e, err, "pulling what shall be local at first%s%s", call.status.last_why[0] ? ": " : "",
-			call.status.last_why);
+		err_sys(e, err, "pulling what shall be local at first%s%s",
+			call.status.last_why[0] ? ": " : "", call.status.last_why);
 	}
 	return err;
 }
 
-int remora_open(struct remora **ret, const char *spec, const struct remora_options *options, struct remora_error *error)
+int remora_open(struct remora **ret, const char *spec, const struct remora_options *options,
+		struct remora_error *error)
 {
 	struct err e = { 0 };
 	struct remora *r = calloc(1, sizeof(*r));
@@ -363,7 +376,8 @@ static void advise_run(void *arg)
 	region_advise(call->region, call->range, call->advice);
 }
 
-static int range_call(struct remora *r, struct range range, void (*run)(void *arg), enum region_advice advice)
+static int range_call(struct remora *r, struct range range, void (*run)(void *arg),
+		      enum region_advice advice)
 {
 	struct range_call call = { .region = r->region, .range = range, .advice = advice };
 	int err = host_may_wait(&r->host);

@@ -2,18 +2,23 @@
 /*
  * The fault thread: reads the messages of a userfaultfd and asks fault() about each.
  *
- * Place: kernel -> read() here -> region_fault(), which opens the page (that wakes the program), or has it pulled.
+ * Place: kernel -> read() here -> region_fault(), which opens the page (that wakes the program), or
+ * has it pulled.
  *
- * A wake-up on another core costs ten times what one on the same core does (an idle core must be fetched out of its
- * sleep, in a virtual machine by the host), so the thread follows the core of whoever faults. Where that is, /proc says; it is
- * asked after the faults are answered, and not more than once in FOLLOW_NS.
+ * A wake-up on another core costs ten times what one on the same core does (an idle core must be
+ * fetched out of its sleep, in a virtual machine by the host), so the thread follows the core of
+ * whoever faults. Where that is, /proc says; it is asked after the faults are answered, and not
+ * more than once in FOLLOW_NS.
  *
- * The end: a blocking read() is the cheapest way to wait, and nothing but a fault ends it. So there is one more page, the
- * door, registered with the same descriptor; whoever wants the thread to end touches it.
+ * The end: a blocking read() is the cheapest way to wait, and nothing but a fault ends it. So there
+ * is one more page, the door, registered with the same descriptor; whoever wants the thread to end
+ * touches it.
  *
- * Invariants: no allocation, no lock of its own, no access to the mapping served. An error of the descriptor is ours: CHECK.
+ * Invariants: no allocation, no lock of its own, no access to the mapping served. An error of the
+ * descriptor is ours: CHECK.
  *
- * Locking: the struct belongs to the thread once it runs; `fault` and what is set before do not change.
+ * Locking: the struct belongs to the thread once it runs; `fault` and what is set before do not
+ * change.
  */
 #include "front/fault.h"
 
@@ -27,11 +32,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/env.h"
+#include "base/size.h"
 #include "front/uffd.h"
 
 #define BATCH 16u
@@ -42,6 +47,7 @@
 
 struct fault_thread {
 	pthread_t thread;
+	const struct env *env;
 	int uffd;
 	const uint8_t *base;
 	memory_fault_fn fault;
@@ -49,17 +55,9 @@ struct fault_thread {
 	uint8_t *door;
 	/* following */
 	bool follow;
-	int cpu;	   /* where we are, -1 = anywhere */
+	int cpu; /* where we are, -1 = anywhere */
 	uint64_t asked_ns;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-}
 
 /* ---- following the faulter ---- */
 
@@ -68,6 +66,7 @@ static int thread_cpu(uint32_t tid)
 {
 	char path[64], text[STAT_TEXT_MAX], *at;
 	AUTO_FD int fd = -1;
+	uint64_t cpu;
 	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/self/task/%u/stat", tid);
@@ -81,12 +80,15 @@ static int thread_cpu(uint32_t tid)
 	at = strrchr(text, ')');
 	for (int field = STAT_AFTER_NAME - 1; at && field < STAT_PROCESSOR; field++)
 		at = strchr(at + 1, ' ');
-	return at ? atoi(at + 1) : -1;
+	if (!at)
+		return -1;
+	at[1 + strcspn(at + 1, " \n")] = '\0';
+	return number_parse(at + 1, 0, CPU_SETSIZE - 1, &cpu, NULL) ? -1 : (int)cpu;
 }
 
 static void follow(struct fault_thread *t, uint32_t tid)
 {
-	uint64_t now = now_ns();
+	uint64_t now = env_now(t->env);
 	cpu_set_t set;
 	int cpu;
 
@@ -94,7 +96,7 @@ static void follow(struct fault_thread *t, uint32_t tid)
 		return;
 	t->asked_ns = now;
 	cpu = thread_cpu(tid);
-	if (cpu < 0 || cpu == t->cpu || cpu >= CPU_SETSIZE)
+	if (cpu < 0 || cpu == t->cpu)
 		return;
 	CPU_ZERO(&set);
 	CPU_SET((size_t)cpu, &set); /* the faulter runs there, so we may, too */
@@ -164,8 +166,8 @@ static int thread_create(struct fault_thread *t)
 	return err;
 }
 
-int fault_thread_start(struct fault_thread **ret, int uffd, const uint8_t *base, memory_fault_fn fault, void *arg,
-		       struct err *e)
+int fault_thread_start(struct fault_thread **ret, const struct env *env, int uffd,
+		       const uint8_t *base, memory_fault_fn fault, void *arg, struct err *e)
 {
 	struct fault_thread *t = calloc(1, sizeof(*t));
 	int err;
@@ -173,7 +175,13 @@ int fault_thread_start(struct fault_thread **ret, int uffd, const uint8_t *base,
 	*ret = NULL;
 	if (!t)
 		return err_sys(e, -ENOMEM, "starting the fault thread");
-	*t = (struct fault_thread){ .uffd = uffd, .base = base, .fault = fault, .arg = arg, .follow = true, .cpu = -1 };
+	*t = (struct fault_thread){ .env = env,
+				    .uffd = uffd,
+				    .base = base,
+				    .fault = fault,
+				    .arg = arg,
+				    .follow = true,
+				    .cpu = -1 };
 	t->door = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (t->door == MAP_FAILED) {
 		t->door = NULL;
@@ -200,7 +208,8 @@ void fault_thread_end(struct fault_thread *t)
 {
 	if (!t)
 		return;
-	(void)*(volatile const uint8_t *)t->door; /* returns when the thread opens the door, its last act */
+	(void)*(volatile const uint8_t *)
+		t->door; /* returns when the thread opens the door, its last act */
 	pthread_join(t->thread, NULL);
 	munmap(t->door, PAGE_BYTES);
 	free(t);

@@ -1,38 +1,49 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The mapped near store: a memfd that a program has mapped, whose pages appear when the region puts them.
+ * The mapped near store: a memfd that a program has mapped, whose pages appear when the region
+ * puts them.
  *
- * Place: program -> page fault -> userfaultfd -> fault thread -> region_fault() -> open() here, or a pull that ends in put() here.
- * The region decides; this file moves pages.
+ * Place: program -> page fault -> userfaultfd -> fault thread -> region_fault() -> open() here,
+ * or a pull that ends in put() here. The region decides; this file moves pages.
  *
- * A page is in one of these states. `file` is the memfd, `pte` the program's page table, [wp] the marker of write
- * tracking, which survives while nothing is mapped:
+ * A page is in one of these states. FILE is the memfd, PTE the program's page table, [wp] the
+ * marker of write tracking, which survives while nothing is mapped:
  *
- *	absent		not in file		pte none or [wp]	an access raises MISSING
- *	absent, failed	not in file		pte poisoned		an access is SIGBUS
- *	open, clean	in file			pte [wp]		the first write clears [wp], unseen by us
- *	open, written	in file			pte plain
- *	shut, clean	in file			pte none, [wp]		an access raises MINOR
- *	shut, written	in file			pte none, no marker	the same; collect() still reports it
+ *	STATE		FILE	PTE			AN ACCESS
+ *	absent		-	none or [wp]		raises MISSING
+ *	failed		-	poisoned		is SIGBUS
+ *	open, clean	yes	mapped, [wp]		the first write clears [wp], unseen by us
+ *	open, written	yes	mapped
+ *	shut, clean	yes	[wp]			raises MINOR
+ *	shut, written	yes	none			raises MINOR; collect() reports it
  *
- *	absent -> open clean: put()	open -> shut: shut()	shut -> open: open()	present -> absent: drop()
- *	absent -> shut clean: write() (never open in between)	open written -> open clean, shut written -> shut clean: collect()
- *	absent <-> failed: fail(), heal(), and put() heals what it puts
+ *	put()		absent, failed -> open clean
+ *	write()		absent, failed -> shut clean, never open in between
+ *	open(), shut()	shut <-> open, clean or written as it was
+ *	collect()	written -> clean
+ *	drop()		shut -> absent
+ *	fail(), heal()	absent <-> failed
  *
  * Invariants.
- *  1. `present` has a bit for each page that the region gave us and that was not dropped since; only it says what is absent. The
- *     file may hold more: a stray page of zeros, planted by a foreign mapping, by a write that got a huge page, or by a
- *     hole punched into a huge page that could not be split. Such a page must never be mapped as it is: put() overwrites it.
- *  2. A page that is written stays so until collect() has reported it. UFFDIO_CONTINUE would make it clean (with WP) or make a
- *     clean one written (without), so open() looks first, and keeps it as it is.
- *  3. The mapping is registered for as long as it exists. Between the two, absent pages would read as zeros.
- *  4. Nothing here touches the mapping's memory (rule 10): data moves through the memfd and through ioctls.
- *  5. In a stretch of memory that one page table covers and that has no present page there are no markers after a
- *     drop, so that the kernel can free the table: page tables stay in proportion to what is present.
+ *  1. `present` has a bit for each page that the region gave us and that was not dropped since;
+ *     only it says what is absent. The file may hold more: a stray page of zeros, planted by a
+ *     foreign mapping, by a write that got a huge page, or by a hole punched into a huge page
+ *     that could not be split. Such a page must never be mapped as it is: put() overwrites it.
+ *  2. A page that is written stays so until collect() has reported it. UFFDIO_CONTINUE would
+ *     make it clean (with WP) or make a clean one written (without), so open() looks first.
+ *  3. The mapping is registered for as long as it exists. In between, absent pages would read
+ *     as zeros.
+ *  4. Nothing here touches the mapping's memory (rule 10): data moves through the memfd and
+ *     ioctls.
+ *  5. In a stretch of memory that one page table covers and that has no present page there are
+ *     no markers after a drop, so that the kernel can free the table: page tables stay in
+ *     proportion to what is present. (A page that failed there faults again: its next reader
+ *     asks anew.)
  *
- * Locking: none. open() may run in the fault thread, at the same time as anything else in the loop thread but under the region's
- * lock against shut() and drop() of the same pages; it uses nothing here that changes. `present` and `found` belong to the
- * loop thread. The rest is fixed before the fault thread starts.
+ * Locking: none. open() may run in the fault thread, at the same time as anything else in the
+ * loop thread but under the region's lock against shut() and drop() of the same pages; it uses
+ * nothing here that changes. `present` and `found` belong to the loop thread. The rest is fixed
+ * before the fault thread starts.
  */
 #include "front/memory.h"
 
@@ -56,6 +67,7 @@
 
 struct memory {
 	struct near near;
+	const struct env *env;
 	int uffd, fd, pagemap;
 	const char *how;
 	uint8_t *base;
@@ -94,23 +106,25 @@ static struct pages pages_of(const struct memory *m, uint64_t off, uint64_t len)
 	struct range r = range_of(off, len);
 
 	CHECK(range_valid(r) && off % PAGE_BYTES == 0);
-	CHECK(range_end(r) <= m->len && (range_end(r) % PAGE_BYTES == 0 || range_end(r) == m->size));
+	CHECK(range_end(r) <= m->len &&
+	      (range_end(r) % PAGE_BYTES == 0 || range_end(r) == m->size));
 	return (struct pages){ off / PAGE_BYTES, align_up(range_end(r), PAGE_BYTES) / PAGE_BYTES };
 }
 
 /*
- * Takes the first run of pages, all present or all absent, off the front of *todo; false at the end. For use as
- *	while (run_next(m, &todo, &run, &present))
+ * Takes the first run of pages, all present or all absent, off the front of *todo; false at the
+ * end.
  */
-static bool run_next(const struct memory *m, struct pages *todo, struct pages *ret, bool *ret_present)
+static bool run_next(const struct memory *m, struct pages *todo, struct pages *ret,
+		     bool *ret_present)
 {
 	uint64_t end;
 
 	if (todo->first >= todo->end)
 		return false;
 	*ret_present = bitmap_get(m->present, todo->first);
-	end = *ret_present ? bitmap_next_clear(m->present, todo->end, todo->first) :
-			     bitmap_next_set(m->present, todo->end, todo->first);
+	end = *ret_present ? bitmap_next_clear(m->present, todo->end, todo->first)
+			   : bitmap_next_set(m->present, todo->end, todo->first);
 	*ret = (struct pages){ todo->first, end };
 	todo->first = end;
 	return true;
@@ -119,8 +133,9 @@ static bool run_next(const struct memory *m, struct pages *todo, struct pages *r
 /* ---- putting ---- */
 
 /*
- * A page that is absent for the region is in the file: a stray one (invariant 1). What is in it is replaced before it is
- * mapped. Nobody can have it mapped: an access raised MINOR, and the region answered that with "wait".
+ * A page that is absent for the region is in the file: a stray one (invariant 1). What is in it is
+ * replaced before it is mapped. Nobody can have it mapped: an access raised MINOR, and the region
+ * answered that with "wait".
  */
 static int put_over_stray(struct memory *m, uint64_t page, const void *src)
 {
@@ -138,7 +153,8 @@ static int install(struct memory *m, uint64_t page, const uint8_t *src, uint64_t
 {
 	while (count) {
 		uint64_t done;
-		int err = uffd_copy(m->uffd, addr_of(m, page), src, count * PAGE_BYTES, m->near.writable, &done);
+		int err = uffd_copy(m->uffd, addr_of(m, page), src, count * PAGE_BYTES,
+				    m->near.writable, &done);
 
 		page += done / PAGE_BYTES;
 		src += done;
@@ -197,7 +213,8 @@ static int memory_put(struct near *near, uint64_t off, const void *src, size_t l
 		int err;
 
 		if (present) { /* whoever waits there asks the region again */
-			uffd_wake(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES);
+			uffd_wake(m->uffd, addr_of(m, run.first),
+				  (run.end - run.first) * PAGE_BYTES);
 			continue;
 		}
 		err = install_run(m, run, src ? (const uint8_t *)src + at : NULL, len - at);
@@ -223,15 +240,18 @@ static int shut_pages(struct memory *m, struct pages p)
 }
 
 /*
- * Content for absent pages that nobody may touch yet, not even for a moment: a write of the program in between would go
- * unseen. So they are not mapped, only written into the file, behind markers that say that they are clean.
+ * Content for absent pages that nobody may touch yet, not even for a moment: a write of the program
+ * in between would go unseen. So they are not mapped, only written into the file, behind markers
+ * that say that they are clean.
  */
-static int write_absent(struct memory *m, struct pages run, uint64_t off, const void *src, size_t len)
+static int write_absent(struct memory *m, struct pages run, uint64_t off, const void *src,
+			size_t len)
 {
 	int err = shut_pages(m, run); /* takes the poison of failed ones away */
 
 	if (!err && m->near.writable)
-		err = mapping_error(uffd_protect(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES));
+		err = mapping_error(uffd_protect(m->uffd, addr_of(m, run.first),
+						 (run.end - run.first) * PAGE_BYTES));
 	if (!err)
 		err = near_fd_write(m->fd, off, src, len);
 	if (err)
@@ -250,7 +270,8 @@ static int memory_write(struct near *near, uint64_t off, const void *src, size_t
 
 	CHECK(range_end(r) <= m->len);
 	while (run_next(m, &todo, &run, &present)) {
-		struct range cut = range_cut(r, range_between(run.first * PAGE_BYTES, run.end * PAGE_BYTES));
+		struct range cut = range_cut(r, range_between(run.first * PAGE_BYTES,
+							      run.end * PAGE_BYTES));
 		const uint8_t *from = (const uint8_t *)src + (cut.off - off);
 		int err;
 
@@ -337,7 +358,8 @@ static int memory_open_pages(struct near *near, struct range r)
 		return open_run(m, at, end, false);
 	while (at < end) {
 		uint64_t next = at;
-		int err = 0, n = pagemap_scan(m->pagemap, &next, end, false, written, OPEN_FOUND_MAX);
+		int err = 0,
+		    n = pagemap_scan(m->pagemap, &next, end, false, written, OPEN_FOUND_MAX);
 
 		if (n < 0)
 			return mapping_error(n);
@@ -366,7 +388,8 @@ static int memory_shut(struct near *near, struct range r)
 
 /* ---- writes of the program ---- */
 
-static int collect_run(struct memory *m, struct pages run, void (*found)(void *arg, struct range pages), void *arg)
+static int collect_run(struct memory *m, struct pages run,
+		       void (*found)(void *arg, struct range pages), void *arg)
 {
 	uint64_t at = (uintptr_t)addr_of(m, run.first), end = (uintptr_t)addr_of(m, run.end);
 	uint64_t base = (uintptr_t)m->base;
@@ -382,7 +405,8 @@ static int collect_run(struct memory *m, struct pages run, void (*found)(void *a
 	return 0;
 }
 
-static int memory_collect(struct near *near, struct range r, void (*found)(void *arg, struct range pages), void *arg)
+static int memory_collect(struct near *near, struct range r,
+			  void (*found)(void *arg, struct range pages), void *arg)
 {
 	struct memory *m = memory_of(near);
 	struct pages todo = pages_of(m, r.off, r.len), run;
@@ -404,9 +428,9 @@ static int memory_collect(struct near *near, struct range r, void (*found)(void 
 /* Absent pages hold no data, so whatever markers they have may go. */
 static int markers_clear(struct memory *m, struct pages run)
 {
-	int err = m->near.writable ?
-			  uffd_unprotect(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES) :
-			  0;
+	int err = m->near.writable ? uffd_unprotect(m->uffd, addr_of(m, run.first),
+						    (run.end - run.first) * PAGE_BYTES)
+				   : 0;
 
 	return err ? mapping_error(err) : shut_pages(m, run);
 }
@@ -417,7 +441,8 @@ static int fail_run(struct memory *m, struct pages run)
 
 	while (run.first < run.end) {
 		uint64_t done;
-		int err = uffd_poison(m->uffd, addr_of(m, run.first), (run.end - run.first) * PAGE_BYTES, &done);
+		int err = uffd_poison(m->uffd, addr_of(m, run.first),
+				      (run.end - run.first) * PAGE_BYTES, &done);
 
 		run.first += done / PAGE_BYTES;
 		if (err == -EEXIST && !cleared) {
@@ -432,7 +457,8 @@ static int fail_run(struct memory *m, struct pages run)
 	return 0;
 }
 
-static int memory_each_absent(struct memory *m, struct range r, int (*each)(struct memory *m, struct pages run))
+static int memory_each_absent(struct memory *m, struct range r,
+			      int (*each)(struct memory *m, struct pages run))
 {
 	struct pages todo = pages_of(m, r.off, r.len), run;
 	bool present;
@@ -458,9 +484,10 @@ static int memory_heal(struct near *near, struct range r)
 
 /* ---- life ---- */
 
-/* How many still hold a reference here: the program, whose pointer dies now, and nobody else. The fault thread has ended
- * (memory_serve_end), the region that calls this is the last maker of calls. A thread of the program that waits in a fault
- * is woken into a mapping that is gone: SIGSEGV, not zeros. */
+/* How many still hold a reference here: the program, whose pointer dies now, and nobody else. The
+ * fault thread has ended (memory_serve_end), the region that calls this is the last maker of calls.
+ * A thread of the program that waits in a fault is woken into a mapping that is gone: SIGSEGV, not
+ * zeros. */
 static void memory_close(struct near *near)
 {
 	struct memory *m = memory_of(near);
@@ -496,17 +523,20 @@ static const struct near_ops memory_ops = {
 	.close = memory_close,
 };
 
-/* Anywhere, so that a huge page could fit; the reservation makes sure that nobody else gets the place meanwhile. */
+/* Anywhere, so that a huge page could fit; the reservation makes sure that nobody else gets the
+ * place meanwhile. */
 static void *map_anywhere(struct memory *m, int prot)
 {
 	uint64_t room = m->len + TABLE_BYTES, start;
-	uint8_t *all = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *all = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			    0);
 	void *at;
 
 	if (all == MAP_FAILED)
 		return MAP_FAILED;
 	start = align_up((uintptr_t)all, TABLE_BYTES);
-	at = mmap((void *)(uintptr_t)start, m->len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, m->fd, 0);
+	at = mmap((void *)(uintptr_t)start, m->len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+		  m->fd, 0);
 	if (at == MAP_FAILED) {
 		munmap(all, room);
 		return MAP_FAILED;
@@ -523,13 +553,16 @@ static int map_memory(struct memory *m, const struct memory_options *o, struct e
 	void *at;
 
 	if ((uintptr_t)o->address % PAGE_BYTES)
-		return err_set(e, -EINVAL, "the address %p is not a multiple of %u", o->address, PAGE_BYTES);
+		return err_set(e, -EINVAL, "the address %p is not a multiple of %u", o->address,
+			       PAGE_BYTES);
 	if (o->address)
-		at = mmap(o->address, m->len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, m->fd, 0);
+		at = mmap(o->address, m->len, prot,
+			  MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, m->fd, 0);
 	else
 		at = map_anywhere(m, prot);
 	if (at == MAP_FAILED && errno == EEXIST)
-		return err_set(e, -EEXIST, "something else is mapped within %llu bytes from the address %p",
+		return err_set(e, -EEXIST,
+			       "something else is mapped within %llu bytes from the address %p",
 			       (unsigned long long)m->len, o->address);
 	if (at == MAP_FAILED)
 		return err_sys(e, -errno, "mapping %llu bytes", (unsigned long long)m->len);
@@ -549,7 +582,8 @@ static int register_memory(struct memory *m, const struct memory_options *o, str
 		return err_sys(e, -errno, "keeping the mapping from being inherited");
 	/* Fails where the kernel has no huge pages, which is as well. */
 	(void)madvise(m->base, m->len, o->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	err = uffd_register(m->uffd, m->base, m->len, modes | (m->near.writable ? UFFDIO_REGISTER_MODE_WP : 0));
+	err = uffd_register(m->uffd, m->base, m->len,
+			    modes | (m->near.writable ? UFFDIO_REGISTER_MODE_WP : 0));
 	return err ? err_sys(e, err, "registering the mapping with userfaultfd") : 0;
 }
 
@@ -560,29 +594,34 @@ static int scan_probe(struct memory *m, struct err *e)
 
 	m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (m->pagemap < 0)
-		return err_sys(e, -errno, "opening /proc/self/pagemap, where writes are found (is /proc mounted?)");
+		return err_sys(
+			e, -errno,
+			"opening /proc/self/pagemap, where writes are found (is /proc mounted?)");
 	n = pagemap_scan(m->pagemap, &at, at + PAGE_BYTES, false, m->found, 1);
 	if (n == -ENOTTY || n == -EINVAL)
-		return err_set(e, -EOPNOTSUPP,
-			       "this kernel cannot find written pages: PAGEMAP_SCAN (Linux 6.7) is missing; opening "
-			       "read-only works without");
+		return err_set(
+			e, -EOPNOTSUPP,
+			"this kernel cannot find written pages: PAGEMAP_SCAN (Linux 6.7) is missing; opening "
+			"read-only works without");
 	return n < 0 ? err_sys(e, n, "looking for written pages") : 0;
 }
 
 static int memory_make(struct memory *m, const struct memory_options *o, struct err *e)
 {
-	unsigned need = (o->read_only ? 0 : UFFD_NEED_TRACK) | (o->user_mode_only ? UFFD_NEED_USER_MODE_ONLY : 0);
+	unsigned need = (o->read_only ? 0 : UFFD_NEED_TRACK) |
+			(o->user_mode_only ? UFFD_NEED_USER_MODE_ONLY : 0);
 	int err = uffd_open(&m->uffd, need, &m->how, e);
 
 	if (err)
 		return err;
 	m->fd = memfd_create("remora", MFD_CLOEXEC);
 	if (m->fd < 0 || ftruncate(m->fd, (off_t)m->len) < 0)
-		return err_sys(e, -errno, "making %llu bytes of shared memory", (unsigned long long)m->len);
+		return err_sys(e, -errno, "making %llu bytes of shared memory",
+			       (unsigned long long)m->len);
 	m->zeros = mmap(NULL, ZEROS_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	m->present_bytes = BITMAP_WORDS(m->len / PAGE_BYTES) * sizeof(uint64_t);
-	m->present = mmap(NULL, m->present_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			  -1, 0);
+	m->present = mmap(NULL, m->present_bytes, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->zeros == MAP_FAILED)
 		m->zeros = NULL;
 	if (m->present == MAP_FAILED)
@@ -604,16 +643,19 @@ int memory_open(struct near **ret, const struct memory_options *o, struct err *e
 	struct memory *m;
 	int err;
 
+	CHECK(o->env);
 	*ret = NULL;
 	if (sysconf(_SC_PAGESIZE) != PAGE_BYTES)
-		return err_set(e, -EOPNOTSUPP, "pages of %ld bytes are not supported, only %u", sysconf(_SC_PAGESIZE),
-			       PAGE_BYTES);
+		return err_set(e, -EOPNOTSUPP, "pages of %ld bytes are not supported, only %u",
+			       sysconf(_SC_PAGESIZE), PAGE_BYTES);
 	if (o->size > MEMORY_SIZE_MAX)
-		return err_set(e, -EFBIG, "%llu bytes do not fit into an address space", (unsigned long long)o->size);
+		return err_set(e, -EFBIG, "%llu bytes do not fit into an address space",
+			       (unsigned long long)o->size);
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return err_sys(e, -ENOMEM, "opening memory");
 	m->near = (struct near){ .ops = &memory_ops, .mapped = true, .writable = !o->read_only };
+	m->env = o->env;
 	m->uffd = m->fd = m->pagemap = -1;
 	m->size = o->size;
 	m->len = MAX(align_up(o->size, PAGE_BYTES), PAGE_BYTES);
@@ -641,7 +683,7 @@ int memory_serve(struct near *near, memory_fault_fn fault, void *arg, struct err
 	struct memory *m = memory_of(near);
 
 	CHECK(!m->faults);
-	return fault_thread_start(&m->faults, m->uffd, m->base, fault, arg, e);
+	return fault_thread_start(&m->faults, m->env, m->uffd, m->base, fault, arg, e);
 }
 
 void memory_serve_end(struct near *near)

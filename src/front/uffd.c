@@ -2,12 +2,14 @@
 /*
  * userfaultfd and PAGEMAP_SCAN: see uffd.h.
  *
- * Place: below the mapped near store (memory.c), which decides; here is only what every caller would have to repeat: the
- * three ways to get a descriptor, features by name, and ioctls that come back half done.
+ * Place: below the mapped near store (memory.c), which decides; here is only what every caller
+ * would have to repeat: the three ways to get a descriptor, features by name, and ioctls that come
+ * back half done.
  *
  * Invariants: no state. A partial result is never reported as success.
  *
- * Source of the interface: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst of Linux 6.8, ioctl_userfaultfd(2).
+ * Source of the interface: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst of
+ * Linux 6.8, ioctl_userfaultfd(2).
  */
 #include "front/uffd.h"
 
@@ -28,10 +30,12 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-#define FEATURES_BASE (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_POISON)
+#define FEATURES_BASE                                                                              \
+	(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID |          \
+	 UFFD_FEATURE_POISON)
 #define FEATURES_TRACK                                                                             \
-	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED |  \
-	 UFFD_FEATURE_WP_ASYNC)
+	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |                        \
+	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC)
 
 static const struct {
 	uint64_t bit;
@@ -80,16 +84,21 @@ static int descriptor_open(unsigned need, const char **ret_how)
 static int refuse(int err, struct err *e)
 {
 	if (err == -ENOSYS)
-		return err_set(e, err, "this kernel has no userfaultfd (CONFIG_USERFAULTFD), or a sandbox hides it");
+		return err_set(
+			e, err,
+			"this kernel has no userfaultfd (CONFIG_USERFAULTFD), or a sandbox hides it");
 	if (err != -EPERM && err != -EACCES)
 		return err_sys(e, err, "opening a userfaultfd");
-	return err_set(e, err,
-		       "no right to use userfaultfd. Any of these gives it: access to /dev/userfaultfd "
-		       "(chmod 0666 /dev/userfaultfd), or \"sysctl vm.unprivileged_userfaultfd=1\", or CAP_SYS_PTRACE "
-		       "(root). Without any right, ask for user_mode_only: system calls on absent pages then fail with EFAULT");
+	return err_set(
+		e, err,
+		"no right to use userfaultfd. Any of these gives it: access to /dev/userfaultfd "
+		"(chmod 0666 /dev/userfaultfd), or \"sysctl vm.unprivileged_userfaultfd=1\", or "
+		"CAP_SYS_PTRACE (root). Without any right, ask for user_mode_only: system calls "
+		"on absent pages then fail with EFAULT");
 }
 
-/* Which of the features wanted are missing, asked with a fresh descriptor: one can shake hands only once. */
+/* Which of the features wanted are missing, asked with a fresh descriptor: one can shake hands only
+ * once. */
 static int features_explain(unsigned need, uint64_t want, int err, struct err *e)
 {
 	struct uffdio_api api = { .api = UFFD_API };
@@ -106,7 +115,8 @@ static int features_explain(unsigned need, uint64_t want, int err, struct err *e
 			snprintf(names + at, sizeof(names) - at, "%s%s (Linux %s)", at ? ", " : "",
 				 feature_names[i].name, feature_names[i].since);
 	}
-	return err_set(e, -EOPNOTSUPP, "this kernel's userfaultfd lacks %s%s", names[0] ? names : "what is needed",
+	return err_set(e, -EOPNOTSUPP, "this kernel's userfaultfd lacks %s%s",
+		       names[0] ? names : "what is needed",
 		       want & FEATURES_TRACK ? "; opening read-only needs less (Linux 6.6)" : "");
 }
 
@@ -136,8 +146,9 @@ int uffd_register(int fd, void *addr, uint64_t len, uint64_t modes)
 /* ---- pages ---- */
 
 /*
- * What an ioctl that moved `part` bytes (or says -errno there) and returned `err` means: 0 = go on. EAGAIN is both "a part was
- * done" and "the mappings change just now, try again": the latter ends as soon as the other thread's call does.
+ * What an ioctl that moved `part` bytes (or says -errno there) and returned `err` means: 0 = go on.
+ * EAGAIN is both "a part was done" and "the mappings change just now, try again": the latter ends
+ * as soon as the other thread's call does.
  */
 static int progress(int64_t part, int err, uint64_t *done)
 {
@@ -169,7 +180,8 @@ int uffd_continue(int fd, void *addr, uint64_t len, bool protect, uint64_t *ret_
 
 	*ret_done = 0;
 	while (*ret_done < len && !err) {
-		struct uffdio_continue c = { .range = { (uintptr_t)addr + *ret_done, len - *ret_done },
+		struct uffdio_continue c = { .range = { (uintptr_t)addr + *ret_done,
+							len - *ret_done },
 					     .mode = protect ? UFFDIO_CONTINUE_MODE_WP : 0 };
 
 		err = ioctl(fd, UFFDIO_CONTINUE, &c) < 0 ? -errno : 0;
@@ -184,7 +196,8 @@ int uffd_poison(int fd, void *addr, uint64_t len, uint64_t *ret_done)
 
 	*ret_done = 0;
 	while (*ret_done < len && !err) {
-		struct uffdio_poison p = { .range = { (uintptr_t)addr + *ret_done, len - *ret_done } };
+		struct uffdio_poison p = { .range = { (uintptr_t)addr + *ret_done,
+						      len - *ret_done } };
 
 		err = ioctl(fd, UFFDIO_POISON, &p) < 0 ? -errno : 0;
 		err = progress(p.updated, err, ret_done);
@@ -221,10 +234,12 @@ void uffd_wake(int fd, void *addr, uint64_t len)
 	CHECK(err == 0); /* fails only on a range that could never have been registered */
 }
 
-int pagemap_scan(int pagemap_fd, uint64_t *at, uint64_t end, bool protect, struct page_region *vec, size_t max)
+int pagemap_scan(int pagemap_fd, uint64_t *at, uint64_t end, bool protect, struct page_region *vec,
+		 size_t max)
 {
 	struct pm_scan_arg arg = { .size = sizeof(arg),
-				   .flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0),
+				   .flags = PM_SCAN_CHECK_WPASYNC |
+					    (protect ? PM_SCAN_WP_MATCHING : 0),
 				   .start = *at,
 				   .end = end,
 				   .vec = (uintptr_t)vec,

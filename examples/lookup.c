@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Looks words up in a large sorted index that lies on another machine, as if it were in memory: plain binary search in an
- * array of records. Only what the search touches is fetched. Each look-up is counted in the record itself, in place, and
- * the counts are flushed to the far side.
+ * Looks words up in a large sorted index that lies on another machine, as if it were in memory:
+ * plain binary search in an array of records. Only what the search touches is fetched. Each look-up
+ * is counted in the record itself, in place, and the counts are flushed to the far side.
  *
  *   lookup SPEC WORDS        WORDS: a file with a word per line; the index is what make-index made
  *
@@ -76,7 +76,8 @@ static void *worker(void *arg)
 		if (atomic_fetch_add(&s->answered, 1) == 0)
 			s->first = s->last;
 		if (r)
-			printf("%-24s %s, byte %llu\n", r->word, r->file, (unsigned long long)r->offset);
+			printf("%-24s %s, byte %llu\n", r->word, r->file,
+			       (unsigned long long)r->offset);
 		else
 			printf("%-24s is not in the index\n", s->words[i]);
 		pthread_mutex_unlock(&s->lock);
@@ -92,7 +93,8 @@ static int words_read(struct search *s, const char *path)
 		perror(path);
 		return -1;
 	}
-	while (s->word_count < WORDS_MAX && fgets(s->words[s->word_count], sizeof(s->words[0]), f)) {
+	while (s->word_count < WORDS_MAX &&
+	       fgets(s->words[s->word_count], sizeof(s->words[0]), f)) {
 		s->words[s->word_count][strcspn(s->words[s->word_count], "\n")] = 0;
 		s->word_count++;
 	}
@@ -145,8 +147,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "lookup: flush: %s: %s\n", strerror(-err), status.last_error_text);
 	int close_err = remora_close(r);
 
-	printf("found\t%zu\nopen_s\t%.3f\nfirst_s\t%.3f\nlast_s\t%.3f\nflush_s\t%.3f\n", found, opened, s.first,
-	       s.last, flushed);
+	printf("found\t%zu\nopen_s\t%.3f\nfirst_s\t%.3f\nlast_s\t%.3f\nflush_s\t%.3f\n", found,
+	       opened, s.first, s.last, flushed);
 	printf("pulled_bytes\t%llu\npushed_bytes\t%llu\n", (unsigned long long)status.pulled_bytes,
 	       (unsigned long long)status.pushed_bytes);
 	return err < 0 || close_err < 0 || found != s.word_count;

@@ -26,6 +26,8 @@
 
 #define GRACE_NS (10 * NS_PER_S) /* for requests in flight, at the end */
 #define CONNS_PER_CLIENT 4u	 /* with --max-clients */
+#define TAKE_OVER_NS (2 * NS_PER_S) /* for a killed predecessor's listener to be gone */
+#define TAKE_OVER_STEP_NS (10 * NS_PER_MS)
 
 struct resource {
 	const char *spec; /* borrowed from argv */
@@ -137,6 +139,26 @@ static int resources_open(struct serve *s, struct err *e)
 	return 0;
 }
 
+/*
+ * Listens. The listener of a server that was killed a moment ago lives on until the kernel has torn
+ * its ring down, which takes some milliseconds; a successor that is started at once waits for that.
+ */
+static int patient_listen(struct serve *s, struct sock_addr *addr, struct err *e)
+{
+	struct loop *loop = s->run.loop;
+	uint64_t until = loop_now_fresh(loop) + TAKE_OVER_NS;
+	bool never = false;
+	int r;
+
+	while ((r = server_listen(s->server, addr, addr, e)) == -EADDRINUSE &&
+	       loop_now_fresh(loop) < until) {
+		r = loop_run_until(loop, &never, loop_now_fresh(loop) + TAKE_OVER_STEP_NS);
+		if (r != -ETIMEDOUT)
+			return err_sys(e, r, "the event loop");
+	}
+	return r;
+}
+
 static int server_start(struct serve *s, struct err *e)
 {
 	AUTO_FREE struct server_export *exports = calloc(s->count, sizeof(*exports));
@@ -158,7 +180,7 @@ static int server_start(struct serve *s, struct err *e)
 	}
 	r = server_open(&s->server, s->run.loop, &options, e);
 	for (size_t i = 0; !r && i < s->listen.count; i++)
-		r = server_listen(s->server, &s->addr[i], &s->addr[i], e);
+		r = patient_listen(s, &s->addr[i], e);
 	return r;
 }
 

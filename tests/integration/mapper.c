@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A program that uses a resource as memory, told what to do line by line on its standard input; the
- * tests in bash speak to it. It uses the public API alone. Each line is answered by one line: "ok" and
- * what was asked for, or "error" and why. An access that raises SIGBUS answers "sigbus".
+ * tests in bash speak to it. It uses the public API alone. Each line is answered by one line: "ok"
+ * and what was asked for, or "error" and why. An access that raises SIGBUS answers "sigbus".
  *
- *   open SPEC [KEY=VALUE]...   options: see open_option(); answers the size, and how many ms it took
- *   same OFF LEN FILE [AT]     compares memory with a file (from its byte AT, default OFF)
- *   fill OFF LEN SEED [MODEL]  writes bytes made from the seed into memory, and into a file, the model
+ *   open SPEC [KEY=VALUE]...   options: see open_option(); answers the size, and how many ms it
+ * took same OFF LEN FILE [AT]     compares memory with a file (from its byte AT, default OFF) fill
+ * OFF LEN SEED [MODEL]  writes bytes made from the seed into memory, and into a file, the model
  *   scatter COUNT THREADS SEED MODEL   random writes by several threads, and the same in the model
  *   zeros OFF LEN              counts the bytes that are zero
  *   write OFF LEN FILE         write(2) from the memory into a file or pipe
@@ -68,7 +68,8 @@ static uint64_t number(const char *s)
 	}
 }
 
-/* A byte of the endless row that a seed stands for; two seeds, or two places, differ nearly always. */
+/* A byte of the endless row that a seed stands for; two seeds, or two places, differ nearly always.
+ */
 static uint8_t seeded(uint64_t seed, uint64_t at)
 {
 	uint64_t x = (at / 8 + 1) * 0x9e3779b97f4a7c15u ^ seed * 0xbf58476d1ce4e5b9u;
@@ -212,7 +213,8 @@ struct scatter {
 	unsigned thread, threads;
 };
 
-/* Writes of 1 to 64 bytes; a thread keeps to its own pages, so that memory and model see the same order per byte. */
+/* Writes of 1 to 64 bytes; a thread keeps to its own pages, so that memory and model see the same
+ * order per byte. */
 static void *scatter_run(void *arg)
 {
 	struct scatter *s = arg;
@@ -242,7 +244,8 @@ static void do_scatter(struct mapper *m, int argc, char **argv)
 	if (threads == 0 || threads > THREADS_MAX || m->size / PAGE < threads)
 		abort();
 	for (unsigned i = 0; i < threads; i++) {
-		s[i] = (struct scatter){ m, argv[4], number(argv[3]), number(argv[1]) / threads, i, threads };
+		s[i] = (struct scatter){ m, argv[4], number(argv[3]), number(argv[1]) / threads,
+					 i, threads };
 		if (pthread_create(&t[i], NULL, scatter_run, &s[i]) != 0)
 			abort();
 	}
@@ -352,19 +355,31 @@ struct status_key {
 
 #define STATUS_KEYS 18
 
-static void status_get(struct mapper *m, struct status_key keys[STATUS_KEYS], char *engine, size_t len)
+static void status_get(struct mapper *m, struct status_key keys[STATUS_KEYS], char *engine,
+		       size_t len)
 {
 	struct remora_status s;
 
 	remora_status(m->r, &s);
 	const struct status_key all[STATUS_KEYS] = {
-		{ "size", s.size }, { "chunk", s.chunk }, { "local_bytes", s.local_bytes },
-		{ "dirty_bytes", s.dirty_bytes }, { "budget", s.budget }, { "inflight_bytes", s.inflight_bytes },
-		{ "faults", s.faults }, { "fault_p50_ns", s.fault_p50_ns }, { "fault_p99_ns", s.fault_p99_ns },
-		{ "pulled_bytes", s.pulled_bytes }, { "pushed_bytes", s.pushed_bytes },
-		{ "evicted_bytes", s.evicted_bytes }, { "flushes", s.flushes }, { "pull_errors", s.pull_errors },
-		{ "push_errors", s.push_errors }, { "last_error", (uint64_t)-s.last_error },
-		{ "far_lost", (uint64_t)s.far_lost }, { "unused", 0 },
+		{ "size", s.size },
+		{ "chunk", s.chunk },
+		{ "local_bytes", s.local_bytes },
+		{ "dirty_bytes", s.dirty_bytes },
+		{ "budget", s.budget },
+		{ "inflight_bytes", s.inflight_bytes },
+		{ "faults", s.faults },
+		{ "fault_p50_ns", s.fault_p50_ns },
+		{ "fault_p99_ns", s.fault_p99_ns },
+		{ "pulled_bytes", s.pulled_bytes },
+		{ "pushed_bytes", s.pushed_bytes },
+		{ "evicted_bytes", s.evicted_bytes },
+		{ "flushes", s.flushes },
+		{ "pull_errors", s.pull_errors },
+		{ "push_errors", s.push_errors },
+		{ "last_error", (uint64_t)-s.last_error },
+		{ "far_lost", (uint64_t)s.far_lost },
+		{ "unused", 0 },
 	};
 	memcpy(keys, all, sizeof(all));
 	snprintf(engine, len, "%s", s.engine);

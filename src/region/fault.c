@@ -148,25 +148,8 @@ void faults_take(struct region *r)
 	list_splice_back(&r->faults, &got);
 }
 
-/* The program gets SIGBUS. */
-static void fault_fail(struct region *r, struct fault *f, int err)
-{
-	uint64_t c = fault_chunk(r, f);
-	struct range pages = map_page_range(&r->map, c, 1);
-
-	region_flag(r, c, 0, CHUNK_FAULTED);
-	if (r->failed_count < REGION_FAILED_MAX)
-		r->failed[r->failed_count++] = pages;
-	else
-		r->failed_all = true;
-	region_error(r, err, NULL);
-	if (r->near->ops->fail(r->near, pages))
-		region_error(r, -EIO, "a page that cannot be had could not be marked so");
-	fault_free(r, f);
-}
-
 /* Opens what is here of the chunk, and wakes who waits for that. */
-static int fault_open(struct region *r, uint64_t c)
+int fault_open(struct region *r, uint64_t c)
 {
 	struct map *m = &r->map;
 	struct map_rec *rec = map_rec(m, c);
@@ -187,6 +170,25 @@ static int fault_open(struct region *r, uint64_t c)
 		map_flag(m, c, CHUNK_REF, 0);
 	region_unlock(r);
 	return err;
+}
+
+/* The program gets SIGBUS, but for pages that came by a write. */
+static void fault_fail(struct region *r, struct fault *f, int err)
+{
+	uint64_t c = fault_chunk(r, f);
+	struct range pages = map_page_range(&r->map, c, 1);
+
+	if (fault_open(r, c))
+		region_error(r, -EIO, "a page could not be opened");
+	region_flag(r, c, 0, CHUNK_FAULTED);
+	if (r->failed_count < REGION_FAILED_MAX)
+		r->failed[r->failed_count++] = pages;
+	else
+		r->failed_all = true;
+	region_error(r, err, NULL);
+	if (r->near->ops->fail(r->near, pages))
+		region_error(r, -EIO, "a page that cannot be had could not be marked so");
+	fault_free(r, f);
 }
 
 /* 0: dealt with; -EAGAIN: has to wait. */

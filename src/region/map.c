@@ -7,9 +7,9 @@
  *                      map_pull_begin              map_pull_end
  *            ABSENT ──────────────────▶ PULLING ──────────────────▶ CLEAN ──── map_drop ───▶ ABSENT
  *              │  ▲ ◀── map_pull_fail ──── │                         │ ▲
- *    map_write │  │ map_drop               │ map_write    map_write, │ │ map_push_end
- *              ▼  │                        │ (pulling     map_found, │ │ (ok)
- *            PARTIAL ◀─────────────────────┘  goes on)    map_forget ▼ │
+ *    map_write │  │ map_drop               │ map_write,   map_write, │ │ map_push_end
+ *              ▼  │                        │ map_pull_some map_found,│ │ (ok)
+ *            PARTIAL ◀─────────────────────┘ (pull goes on) map_forget▼ │
  *              │  ▲   map_pull_end, or map_write of                DIRTY ──── map_push_begin ────┐
  *              │  │   the last missing page                        │  ▲                         ▼
  *              │  └───────────── map_shrink ───────────────────────┘  └─ map_push_end ──── PUSHING
@@ -146,11 +146,12 @@ void map_done(struct map *m)
 
 uint64_t map_memory(const struct map *m)
 {
-	uint64_t groups = MIN(m->touched, m->groups);
+	return MIN(m->touched, m->groups) * MAP_GROUP_MEMORY;
+}
 
-	/* a page of bytes and an eighth of a page of todo for each group, and its sums */
-	return groups * (MAP_GROUP + MAP_GROUP / 8 + sizeof(struct map_sum)) + 3 * PAGE_BYTES +
-	       m->rec_fresh * (m->rec_bytes + sizeof(uint32_t));
+uint64_t map_memory_fixed(const struct map *m)
+{
+	return m->rec_count * m->rec_bytes + ((uint64_t)m->head_mask + 1) * sizeof(uint32_t) + 3 * PAGE_BYTES;
 }
 
 /* ---- records ---- */
@@ -463,6 +464,24 @@ void map_pull_end(struct map *m, uint64_t c)
 	account(m, c, was);
 }
 
+bool map_pull_some(struct map *m, uint64_t c, uint32_t page)
+{
+	unsigned was = class_of(m, c);
+	struct map_rec *rec = map_rec(m, c);
+
+	CHECK(was & IS_PULLING);
+	if (!rec) {
+		rec = rec_new(m, c);
+		if (!rec)
+			return false;
+		rec->pulling = true;
+		state_set(m, c, CHUNK_PARTIAL);
+	}
+	bitmap_set(rec_ours(m, rec), page);
+	account(m, c, was);
+	return true;
+}
+
 void map_pull_fail(struct map *m, uint64_t c)
 {
 	unsigned was = class_of(m, c);
@@ -474,7 +493,13 @@ void map_pull_fail(struct map *m, uint64_t c)
 	} else {
 		rec = map_rec(m, c);
 		rec->pulling = false;
-		state_settle(m, c, rec);
+		if (bits_any(m, rec_ours(m, rec))) {
+			state_settle(m, c, rec);
+		} else { /* all that was here has been invalidated */
+			state_set(m, c, CHUNK_ABSENT);
+			map_flag(m, c, 0, CHUNK_REF | CHUNK_MARK);
+			rec_release(m, rec);
+		}
 	}
 	account(m, c, was);
 }
@@ -736,7 +761,7 @@ bool map_shrink(struct map *m, uint64_t c)
 	unsigned was = class_of(m, c);
 	struct map_rec *rec = map_rec(m, c);
 
-	if (!rec || was & IS_UNFLUSHED || !(was & IS_BUSY))
+	if (!rec || was & IS_UNFLUSHED || !(was & (IS_BUSY | IS_PULLING)))
 		return false;
 	for (size_t i = 0; i < m->words; i++)
 		rec_ours(m, rec)[i] = rec_dirty(m, rec)[i] | rec_pushing(m, rec)[i];

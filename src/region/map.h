@@ -82,8 +82,11 @@ struct map {
 MUST_USE int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes, struct err *e);
 void map_done(struct map *m);
 
-/* Bytes of memory that the map takes now. */
+/* Memory of the map: a page of bytes, an eighth of a page of todo and a sum for each group that was ever used, and what is
+ * there from the start. */
+#define MAP_GROUP_MEMORY (MAP_GROUP + MAP_GROUP / 8 + sizeof(struct map_sum))
 uint64_t map_memory(const struct map *m);
+uint64_t map_memory_fixed(const struct map *m);
 
 /* A fault thread may set flags at any time under the region's lock; the loop thread reads without it. */
 static inline uint8_t map_byte(const struct map *m, uint64_t c)
@@ -148,6 +151,8 @@ bool map_droppable(const struct map *m, uint64_t c);
 void map_pull_begin(struct map *m, uint64_t c);
 void map_pull_end(struct map *m, uint64_t c);
 void map_pull_fail(struct map *m, uint64_t c);
+/* A page has come, others have not; false = no record, nothing changed. */
+bool map_pull_some(struct map *m, uint64_t c, uint32_t page);
 
 /* Whether map_write() of these pages would find the record that it needs. */
 bool map_can_write(const struct map *m, uint64_t c, uint32_t page, uint32_t count);

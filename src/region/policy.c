@@ -87,7 +87,8 @@ static void chunk_second_chance(struct region *r, uint64_t c)
 
 static bool room_enough(const struct region *r, uint64_t bytes)
 {
-	return policy_used(r) + bytes <= r->opt.budget_bytes;
+	/* what comes may touch two more groups of the map */
+	return policy_used(r) + bytes + 2 * MAP_GROUP_MEMORY <= r->opt.budget_bytes;
 }
 
 static bool evict(struct region *r, uint64_t bytes)

@@ -268,6 +268,22 @@ static void progress(struct region *r, struct range range)
 	}
 }
 
+/* The chunk is here. Whoever faulted on a page that came by a write, and not by put(), is woken by opening it. */
+static void settle_chunk(struct region *r, uint64_t c, bool marked)
+{
+	struct map *m = &r->map;
+	bool mixed = map_state(m, c) == CHUNK_PARTIAL && map_byte(m, c) & CHUNK_FAULTED;
+
+	map_pull_end(m, c);
+	if (marked && map_state(m, c) == CHUNK_CLEAN) {
+		map_flag(m, c, CHUNK_MARK, 0);
+		return;
+	}
+	map_flag(m, c, CHUNK_REF, CHUNK_FAULTED);
+	if (mixed && r->near->ops->open(r->near, map_page_range(m, c, 1)))
+		region_error(r, -EIO, "a page could not be opened");
+}
+
 /* The data is in the near store. */
 static void pull_settle(struct region *r, struct slot *slot)
 {
@@ -277,13 +293,8 @@ static void pull_settle(struct region *r, struct slot *slot)
 	struct list faults;
 
 	region_lock(r);
-	for (uint64_t c = slot->first; c < slot->first + slot->count; c++) {
-		map_pull_end(&r->map, c);
-		if (c == slot->mark && map_state(&r->map, c) == CHUNK_CLEAN)
-			map_flag(&r->map, c, CHUNK_MARK, 0);
-		else
-			map_flag(&r->map, c, CHUNK_REF, CHUNK_FAULTED);
-	}
+	for (uint64_t c = first; c < first + count; c++)
+		settle_chunk(r, c, c == slot->mark);
 	region_unlock(r);
 	r->pulled_bytes += range.len;
 	if (slot->why == PULL_BACKGROUND)
@@ -293,10 +304,9 @@ static void pull_settle(struct region *r, struct slot *slot)
 	slot_release(r, slot);
 	faults_settle(r, &faults);
 	progress(r, range);
-	/* It became stale while the near store had room for a part of it only: what is there has to go by the way of everything
-	 * that is there. */
-	for (uint64_t c = first; stale && c < first + count; c++)
-		(void)policy_drop(r, c);
+	/* It became stale while the near store had room for a part of it only. */
+	if (stale && region_invalidate(r, range))
+		region_error(r, -EINVAL, NULL);
 	requests_run(r);
 }
 
@@ -327,6 +337,27 @@ static void pull_failed(struct region *r, struct slot *slot, int err)
 	pull_background_again(r, first);
 }
 
+/* The near store has taken some pages, and no more. The program may write to those: the map has to know which they are. (Putting a
+ * page that is present does nothing.) */
+static void install_note(struct region *r, struct slot *slot)
+{
+	struct map *m = &r->map;
+
+	for (uint64_t c = slot->first; c < slot->first + slot->count; c++)
+		for (uint32_t p = 0; p < map_pages(m, c); p++) {
+			uint64_t off = (c << m->shift) + (uint64_t)p * PAGE_BYTES;
+
+			if (map_page_here(m, c, p) || put(r, slot, off, off + PAGE_BYTES))
+				continue;
+			region_lock(r);
+			if (map_pull_some(m, c, p))
+				map_flag(m, c, CHUNK_REF, 0);
+			else
+				slot->unknown = true;
+			region_unlock(r);
+		}
+}
+
 static void pull_install(struct region *r, struct slot *slot)
 {
 	int err = install(r, slot);
@@ -335,6 +366,7 @@ static void pull_install(struct region *r, struct slot *slot)
 		pull_settle(r, slot);
 		return;
 	}
+	install_note(r, slot);
 	region_error(r, err, "the near store has no memory for what was pulled");
 	link_remove(&slot->link);
 	list_push_back(&r->stuck, &slot->link);
@@ -358,6 +390,15 @@ static void pull_done(struct req *req, int err)
 			faults_heal(r);
 		pull_install(r, slot);
 	}
+}
+
+int pull_stuck_unknown(struct region *r)
+{
+	LIST_EACH(k, &r->stuck) {
+		if (LIST_ENTRY(k, struct slot, link)->unknown)
+			return -ENOMEM;
+	}
+	return 0;
 }
 
 static void stuck_run(struct region *r)

@@ -357,12 +357,15 @@ static void round_take(struct region *r)
 		list_splice_back(&round->waiting, &r->flush_next);
 		r->push_stopped = false;
 		err = dirty_collect(r);
+		if (!err && r->collects)
+			err = pull_stuck_unknown(r);
 	}
 	round->flush = !list_empty(&round->waiting) || r->pressure;
 	round->progress_ns = loop_now(r->loop);
 	round->again_ns = 0;
 	if (err && !round->err)
 		round->err = err;
+	round->visiting = false; /* pages behind the cursor may be dirty since: from the chunk's start again */
 	round_snapshot(r);
 }
 

@@ -57,21 +57,21 @@ void region_error(struct region *r, int err, const char *why)
 /* The earliest time at which something has to be looked at again. */
 static uint64_t next_ns(struct region *r)
 {
-	uint64_t at = push_next_ns(r);
+	uint64_t at = push_next_ns(r), now = loop_now(r->loop);
 	struct list *slots[] = { &r->pulls, &r->stuck };
 
 	LIST_EACH(k, &r->ios) {
 		struct io *io = LIST_ENTRY(k, struct io, link);
 
 		at = MIN(at, policy_expiry(r, io->since_ns));
-		if (io->retry_ns)
+		if (io->retry_ns > now) /* else it waits for something that will kick */
 			at = MIN(at, io->retry_ns);
 	}
 	LIST_EACH(k, &r->faults) {
 		struct fault *f = LIST_ENTRY(k, struct fault, link);
 
 		at = MIN(at, policy_expiry(r, f->since_ns));
-		if (f->retry_ns)
+		if (f->retry_ns > now)
 			at = MIN(at, f->retry_ns);
 	}
 	for (size_t i = 0; i < ARRAY_LEN(slots); i++)
@@ -86,10 +86,10 @@ static uint64_t next_ns(struct region *r)
 	LIST_EACH(k, &r->asked) {
 		struct region_pull *pull = LIST_ENTRY(k, struct region_pull, link);
 
-		if (pull->retry_ns > loop_now(r->loop))
+		if (pull->retry_ns > now)
 			at = MIN(at, pull->retry_ns);
 	}
-	if (r->bg_active && r->bg_retry_ns > loop_now(r->loop))
+	if (r->bg_active && r->bg_retry_ns > now)
 		at = MIN(at, r->bg_retry_ns);
 	return at;
 }
@@ -323,7 +323,8 @@ static int open_memory(struct region *r, struct err *e)
 	err = map_init(&r->map, r->far->info.size, r->chunk, recs, e);
 	if (err)
 		return err;
-	least = r->fixed_bytes + recs + 8 * MAP_GROUP + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
+	r->fixed_bytes += sizeof(*r) + map_memory_fixed(&r->map);
+	least = r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
 	if (o->budget_bytes && o->budget_bytes < least)
 		return err_set(e, -EINVAL, "the budget is too small: with this chunk size it takes %s at least",
 			       size_format(least, text));
@@ -433,9 +434,8 @@ int region_invalidate(struct region *r, struct range range)
 	pull_stale(r, range);
 	end = map_chunk_of(m, range_end(range) - 1) + 1;
 	for (uint64_t c = map_chunk_of(m, range.off); (c = map_next(m, c, MAP_HELD)) < end; c++) {
-		if (map_pulling(m, c))
-			continue; /* stale now; what was written stays */
-		if (!policy_drop(r, c) && !map_pulling(m, c) && map_state(m, c) >= CHUNK_DIRTY)
+		/* A pull of it is stale now, and begins again. What was written and is not safe yet stays. */
+		if (!policy_drop(r, c) && map_rec(m, c))
 			chunk_shrink(r, c);
 		pull_background_again(r, c);
 	}

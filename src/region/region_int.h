@@ -55,13 +55,12 @@ struct slot {
 	uint64_t first, count;
 	/* pull */
 	enum pull_why why;
-	bool stale; /* what comes is older than an invalidate() */
+	bool stale;   /* what comes is older than an invalidate() */
+	bool unknown; /* stuck, and the map could not be told what has been put */
 	uint64_t fault_page, mark;
 	struct list faults;
 	uint64_t retry_ns; /* stuck: the near store had no memory for it */
 	unsigned tries;
-	/* push */
-	bool in_round;
 	bool large;
 };
 
@@ -265,6 +264,8 @@ struct pull_want {
 	uint64_t mark; /* chunk to leave shut */
 };
 MUST_USE int pull_start(struct region *r, const struct pull_want *want, uint64_t *ret_count);
+/* -ENOMEM when some pages are in the near store, open, and the map had no record to tell which. */
+MUST_USE int pull_stuck_unknown(struct region *r);
 struct slot *pull_find(struct region *r, uint64_t c); /* that brings this chunk */
 void pull_run(struct region *r);
 void pull_abort(struct region *r);
@@ -278,6 +279,7 @@ void pull_stale(struct region *r, struct range range);
 /* ---- fault.c ---- */
 
 void faults_init(struct region *r);
+MUST_USE int fault_open(struct region *r, uint64_t c);
 void faults_take(struct region *r);
 /* Begins pulls; false = one has to wait, and nothing less urgent should take its room. */
 bool faults_run(struct region *r);

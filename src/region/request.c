@@ -163,10 +163,12 @@ static int write_step(struct region *r, struct io *io, const struct part *p)
 	region_lock(r);
 	map_write(m, p->c, p->page, p->count);
 	region_unlock(r);
+	if (map_byte(m, p->c) & CHUNK_FAULTED)
+		err = fault_open(r, p->c); /* whoever waits for these pages need not wait for the rest */
 	chunk_used(r, p->c);
 	io->at = p->to;
 	push_written(r);
-	return 0;
+	return err;
 }
 
 /* ---- a request's life ---- */

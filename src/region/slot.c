@@ -163,7 +163,7 @@ struct slot *slot_get(struct slots *s, size_t len, enum slot_use use)
 	}
 	if (use == USE_PUSH)
 		s->pushing++;
-	slot->stale = slot->in_round = false;
+	slot->stale = slot->unknown = false;
 	slot->fault_page = slot->mark = NO_CHUNK;
 	slot->tries = 0;
 	return slot;

@@ -291,6 +291,7 @@ static int copy_run(struct copy_cmd *c, struct err *e)
 		start = loop_now_fresh(c->run.loop);
 		progress_start(&c->progress, c->run.loop, c->progress_kind, "copy",
 			       &copy->bytes_done, copy->size);
+		copy->started = true;
 		copy_start(copy);
 		r = loop_run_until(c->run.loop, &copy->finished, NEVER_NS);
 		progress_stop(&c->progress);
@@ -414,6 +415,17 @@ static int copy_report(const struct copy_cmd *c, const struct err *e, int r)
 	return code;
 }
 
+/* It was refused after all: an empty file that we have made is in the way of the next attempt. */
+static void destination_unmake(const struct copy_cmd *c)
+{
+	const struct place *dst = &c->place[DST];
+	struct stat st;
+
+	if (dst->path && !dst->exists && !c->copy.started && !stat(dst->path, &st) &&
+	    S_ISREG(st.st_mode) && !st.st_blocks)
+		unlink(dst->path);
+}
+
 static int copy_all(struct copy_cmd *c, struct err *e)
 {
 	struct copy *copy = &c->copy;
@@ -421,6 +433,8 @@ static int copy_all(struct copy_cmd *c, struct err *e)
 
 	if (!r)
 		r = copy_run(c, e);
+	if (r && c->store[DST])
+		destination_unmake(c);
 	if (!r && copy->error.code) {
 		*e = copy->error;
 		r = e->code;

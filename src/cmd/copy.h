@@ -88,7 +88,7 @@ struct copy {
 	uint64_t instance; /* of the destination's server */
 	bool redo;	   /* it has changed: what was not flushed is copied again */
 	unsigned passes;
-	bool stopping, last_flush, finished;
+	bool started, stopping, last_flush, finished;
 
 	/* results */
 	bool interrupted, kept; /* kept: the state has what was copied */
@@ -119,7 +119,7 @@ struct verify {
 	size_t active;
 	struct walk walk[2];
 	uint64_t pos;
-	bool stopping, finished;
+	bool stopping, aborted, finished;
 	struct err error;
 	uint64_t bytes_done;
 	uint64_t differs_at; /* UINT64_MAX: nowhere */

@@ -63,8 +63,9 @@ void copy_stop(struct copy *c)
 	if (c->stopping || c->finished)
 		return;
 	c->stopping = true;
-	store_abort(c->src); /* what was not read is not needed; what was read is still written */
 	timer_set(c->run->loop, &c->give_up_timer, loop_now(c->run->loop) + GIVE_UP_NS);
+	/* What was not read is not needed; what was read is still written. Last: it may end the copy. */
+	store_abort(c->src);
 }
 
 static void copy_give_up(struct timer *timer)

@@ -170,10 +170,12 @@ void verify_start(struct verify *v)
 void verify_stop(struct verify *v)
 {
 	v->stopping = true;
+	if (v->aborted)
+		return;
+	v->aborted = true; /* aborting may complete requests at once, and lead here again */
 	store_abort(v->side[0]);
 	store_abort(v->side[1]);
-	/* Set here when nothing is pending; else by what ends last. */
-	verify_pump(v);
+	verify_pump(v); /* when nothing was pending, nobody else ends it */
 }
 
 void verify_done(struct verify *v)

@@ -294,15 +294,16 @@ static void link_close(struct link_cmd *c)
 	emu_done(&c->emu);
 }
 
-static int link_announce(struct link_cmd *c, bool json, int ready_fd, struct err *e)
+static int link_announce(struct link_cmd *c, const struct common *common, int ready_fd,
+			 struct err *e)
 {
 	char addr[SOCK_TEXT_MAX], to[SOCK_TEXT_MAX], line[SOCK_TEXT_MAX + 2];
 
 	sock_format(&c->emu.listen_addr, addr);
 	sock_format(&c->emu.to, to);
-	if (json)
+	if (common->json)
 		out_json_line(json_pack("{s:[s], s:s}", "listening", addr, "to", to));
-	else
+	else if (!common->quiet)
 		printf("listening on %s, to %s\n", addr, to);
 	fflush(stdout);
 	snprintf(line, sizeof(line), "%s\n", addr);
@@ -339,7 +340,7 @@ static int link_run(struct link_cmd *c, const struct common *common)
 	}
 	r = control_open(c, &e);
 	if (!r)
-		r = link_announce(c, common->json, ready_fd, &e);
+		r = link_announce(c, common, ready_fd, &e);
 	while (!r && !c->stop)
 		r = loop_step(c->run.loop, NEVER_NS);
 	if (r)

@@ -122,7 +122,7 @@ int say_failed(const struct err *e, const char *next)
 void out_json(json_t *value)
 {
 	CHECK(value);
-	json_dumpf(value, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII);
+	json_dumpf(value, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
 	putchar('\n');
 	json_decref(value);
 }
@@ -130,7 +130,7 @@ void out_json(json_t *value)
 void out_json_line(json_t *value)
 {
 	CHECK(value);
-	json_dumpf(value, stdout, JSON_COMPACT | JSON_ENSURE_ASCII);
+	json_dumpf(value, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
 	putchar('\n');
 	json_decref(value);
 }

@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * remora://HOST:PORT/NAME and remora+unix:///SOCKET/NAME - a resource of a Remora server: the client of the protocol that
- * docs/protocol.md describes.
+ * remora://HOST:PORT/NAME and remora+unix:///SOCKET/NAME - a resource of a Remora server: the
+ * client of the protocol that docs/protocol.md describes.
  *
- * Place: a back end. remora_req.c has the requests and replies, remora_conn.c the life of one connection, remora_list.c
- * asks what a server has; this file opens and closes the store and holds what the connections have in common: the
- * identity of the resource, the instance of the server, how long a loss is waited for.
+ * Place: a back end. remora_req.c has the requests and replies, remora_conn.c the life of one
+ * connection, remora_list.c asks what a server has; this file opens and closes the store and holds
+ * what the connections have in common: the identity of the resource, the instance of the server,
+ * how long a loss is waited for.
  *
  *  - Connection 0 is for urgent requests and small ones, the others for bulk.
- *  - A loss: requests in flight stay with their connection and are replayed when it is back (rule 5: the server first ends
- *    what it still does for the former one); those that have no connection yet take any that is up.
- *  - `for` after the loss of a connection its requests fail with -ETIMEDOUT, and when all are lost, all others and all
- *    new ones do (`away`). A write that was given up may still be carried out by a server that we do not hear; so the
- *    store stays away until that very connection is back and the server has told by its welcome that it is not.
- *  - Another instance id means that what was written and not flushed may be gone: STORE_RESTARTED, before anything is
- *    answered by the new one. Another size or identity is another resource: it has failed for good.
+ *  - A loss: requests in flight stay with their connection and are replayed when it is back (rule
+ *    5: the server first ends what it still does for the former one); those that have no connection
+ *    yet take any that is up.
+ *  - `for` after the loss of a connection its requests fail with -ETIMEDOUT, and when all are lost,
+ *    all others and all new ones do (`away`). A write that was given up may still be carried out by
+ *    a server that we do not hear; so the store stays away until that very connection is back and
+ *    the server has told by its welcome that it is not.
+ *  - Another instance id means that what was written and not flushed may be gone: STORE_RESTARTED,
+ *    before anything is answered by the new one. Another size or identity is another resource: it
+ *    has failed for good.
  *
  * Locking: none; loop thread.
  */
@@ -30,7 +34,8 @@
 #include "back/back.h"
 #include "back/remora_int.h"
 
-static_assert(REMORA_REQS_MAX * WIRE_CONNS_MAX < UINT32_MAX, "a slot's number fits into half an id");
+static_assert(REMORA_REQS_MAX * WIRE_CONNS_MAX < UINT32_MAX,
+	      "a slot's number fits into half an id");
 
 /* ---- what the connections have in common ---- */
 
@@ -108,12 +113,14 @@ int remora_welcome(struct remora *m, struct rconn *c, const struct wire_welcome 
 		return 0;
 	}
 	if (w->size != info->size)
-		snprintf(m->why, sizeof(m->why), "the resource has another size now: %llu bytes, before %llu",
+		snprintf(m->why, sizeof(m->why),
+			 "the resource has another size now: %llu bytes, before %llu",
 			 (unsigned long long)w->size, (unsigned long long)info->size);
 	else if (w->identity && info->identity && w->identity != info->identity)
 		snprintf(m->why, sizeof(m->why), "it is another resource now, under the same name");
 	else if (w->align > info->align || w->len_max < info->len_max)
-		snprintf(m->why, sizeof(m->why), "the server takes only other requests now than before");
+		snprintf(m->why, sizeof(m->why),
+			 "the server takes only other requests now than before");
 	else
 		return 0;
 	return -ESTALE;
@@ -136,7 +143,8 @@ void remora_instance(struct remora *m, struct rconn *c, uint64_t instance)
 	for (unsigned i = 0; i < m->conn_count; i++)
 		m->conn[i].poisoned = m->conn[i].poisoned && m->conn[i].instance == instance;
 	remora_away_update(m);
-	log_warn(&loop_env(m->store.loop)->log, "remora: %s: the server was restarted: what was not flushed may be lost",
+	log_warn(&loop_env(m->store.loop)->log,
+		 "remora: %s: the server was restarted: what was not flushed may be lost",
 		 m->addr_text);
 	store_emit(&m->store, STORE_RESTARTED);
 }
@@ -189,8 +197,10 @@ static void expiry_fire(struct timer *timer)
 		if (expiry_of(m, c) > loop_now(m->store.loop))
 			continue;
 		c->expired = true;
-		snprintf(m->why, sizeof(m->why), "the server at %.80s did not come back in time", m->addr_text);
-		if (c->state != RCONN_STOPPING) /* else rconn_down() does it, when the buffers are free */
+		snprintf(m->why, sizeof(m->why), "the server at %.80s did not come back in time",
+			 m->addr_text);
+		/* rconn_down() does it for one that stops, when its buffers are free. */
+		if (c->state != RCONN_STOPPING)
 			rconn_requests_fail(c, -ETIMEDOUT);
 	}
 	remora_away_update(m);
@@ -226,7 +236,8 @@ void remora_conn_is_down(struct remora *m)
 	} else if (m->opening && !m->settled) {
 		remora_settle(m);
 	} else if (!m->can_connect && !m->ending && !m->failed) {
-		remora_fail(m, -ECONNRESET, "the connection is closed, and there is no other way to the server");
+		remora_fail(m, -ECONNRESET,
+			    "the connection is closed, and there is no other way to the server");
 	}
 }
 
@@ -264,9 +275,11 @@ static void remora_status(struct store *store, char *buf, size_t len)
 	struct remora_counts n;
 
 	remora_count(store, &n);
-	snprintf(buf, len, "address=%s connections=%u up=%u losses=%llu replayed=%llu restarts=%llu",
+	snprintf(buf, len,
+		 "address=%s connections=%u up=%u losses=%llu replayed=%llu restarts=%llu",
 		 CONTAINER_OF(store, struct remora, store)->addr_text, n.connections, n.up,
-		 (unsigned long long)n.losses, (unsigned long long)n.replayed, (unsigned long long)n.restarts);
+		 (unsigned long long)n.losses, (unsigned long long)n.replayed,
+		 (unsigned long long)n.restarts);
 }
 
 static const struct store_ops remora_ops = {
@@ -356,15 +369,17 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	return 0;
 }
 
-static int remora_connect_until(struct store **ret, struct loop *loop, const struct remora_options *o,
-			     uint64_t deadline_ns, struct err *e)
+static int remora_connect_until(struct store **ret, struct loop *loop,
+				const struct remora_options *o, uint64_t deadline_ns,
+				struct err *e)
 {
 	struct remora *m;
 	int r;
 
 	*ret = NULL;
 	if (o->name && strlen(o->name) > NAME_LEN_MAX) {
-		r = err_set(e, -ENAMETOOLONG, "the name of a resource has at most %u bytes", NAME_LEN_MAX);
+		r = err_set(e, -ENAMETOOLONG, "the name of a resource has at most %u bytes",
+			    NAME_LEN_MAX);
 		goto fail_fd;
 	}
 	if (!range_valid(o->first) || range_end(o->first) > RESOURCE_SIZE_MAX) {
@@ -382,7 +397,8 @@ static int remora_connect_until(struct store **ret, struct loop *loop, const str
 		rconn_connect(&m->conn[0]);
 	else
 		rconn_attach(&m->conn[0], o->fd);
-	r = loop_run_until(loop, &m->settled, NEVER_NS); /* the connection has a deadline of its own */
+	/* the connection has a deadline of its own */
+	r = loop_run_until(loop, &m->settled, NEVER_NS);
 	if (!r && m->open_err.code)
 		r = m->open_err.code;
 	if (!r) {
@@ -402,7 +418,7 @@ static int remora_connect_until(struct store **ret, struct loop *loop, const str
 	remora_end(m);
 	while (!remora_is_quiet(m))
 		if (loop_step(loop, NEVER_NS))
-			return r; /* the loop itself is broken: what it still has cannot be taken back */
+			return r; /* the loop is broken: what it has cannot be taken back */
 	remora_release(m);
 	free(m);
 	return r;
@@ -412,7 +428,8 @@ fail_fd:
 	return r;
 }
 
-int remora_connect(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e)
+int remora_connect(struct store **ret, struct loop *loop, const struct remora_options *options,
+		   struct err *e)
 {
 	return remora_connect_until(ret, loop, options, NEVER_NS, e);
 }
@@ -447,7 +464,8 @@ static int place_unix(char *text, struct remora_options *o, struct err *e)
 	char address[SPEC_LEN_MAX + 8], *end = text + strlen(text), *cut = end;
 
 	if (*text != '/')
-		return err_set(e, -EINVAL, "the path is missing: remora+unix:///path/of/socket/NAME");
+		return err_set(e, -EINVAL,
+			       "the path is missing: remora+unix:///path/of/socket/NAME");
 	o->name = "";
 	while (!is_socket(text)) {
 		char *slash = strrchr(text, '/');
@@ -455,7 +473,8 @@ static int place_unix(char *text, struct remora_options *o, struct err *e)
 		if (cut < end)
 			*cut = '/';
 		if (!slash || slash == text) {
-			return err_set(e, -ENOENT, "there is no socket at %s: is the server running?", text);
+			return err_set(e, -ENOENT,
+				       "there is no socket at %s: is the server running?", text);
 		}
 		/* One step up: what was cut off before belongs to the name now. */
 		cut = slash;
@@ -466,20 +485,25 @@ static int place_unix(char *text, struct remora_options *o, struct err *e)
 	return sock_parse(address, &o->addr, e);
 }
 
-static int place_of(const struct spec_part *part, char **ret_text, struct remora_options *o, struct err *e)
+static int place_of(const struct spec_part *part, char **ret_text, struct remora_options *o,
+		    struct err *e)
 {
 	char *text;
 
 	if (strncmp(part->rest, "//", 2) != 0)
-		return err_set(e, -EINVAL, "%s: is followed by //, as in remora://HOST:PORT/NAME", part->name);
+		return err_set(e, -EINVAL, "%s: is followed by //, as in remora://HOST:PORT/NAME",
+			       part->name);
 	text = strdup(part->rest + 2);
 	*ret_text = text;
 	if (!text)
 		return err_sys(e, -ENOMEM, "%s", part->name);
-	return strcmp(part->name, "remora+unix") == 0 ? place_unix(text, o, e) : place_inet(text, o, e);
+	if (strcmp(part->name, "remora+unix") == 0)
+		return place_unix(text, o, e);
+	return place_inet(text, o, e);
 }
 
-int back_remora_open(struct store **ret, const struct store_open *how, struct spec_args *args, struct store *next)
+int back_remora_open(struct store **ret, const struct store_open *how, struct spec_args *args,
+		     struct store *next)
 {
 	struct remora_options o;
 	uint64_t connections = 2;
@@ -508,7 +532,8 @@ int back_remora_open(struct store **ret, const struct store_open *how, struct sp
 	if (r)
 		spec_error(args->spec, args->part->rest_at, args->e, "%s", why.text);
 	else
-		r = remora_connect_until(ret, how->loop, &o, how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
+		r = remora_connect_until(ret, how->loop, &o,
+					 how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
 	free(text);
 	return r;
 }

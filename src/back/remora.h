@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The client of the Remora protocol, for those who open it without a spec: tests, commands, the public API. From a spec
- * it is back_remora_open() (back/back.h).
+ * The client of the Remora protocol, for those who open it without a spec: tests, commands, the
+ * public API. From a spec it is back_remora_open() (back/back.h).
  */
 #ifndef REMORA_BACK_REMORA_H
 #define REMORA_BACK_REMORA_H
@@ -11,7 +11,8 @@
 
 struct remora_options {
 	struct sock_addr addr;
-	int fd;		       /* >= 0: connected already, owned from the call on; there is no reconnecting then */
+	/* >= 0: connected already, owned from the call on; there is no reconnecting then */
+	int fd;
 	const char *name;      /* of the resource; "" = the only one that the server has */
 	unsigned connections;  /* 0 = 2 */
 	uint64_t for_ns;       /* how long requests wait for a lost server; NEVER_NS = for ever */
@@ -27,13 +28,15 @@ struct remora_options {
 void remora_options_init(struct remora_options *options);
 
 /* Set-up code: runs the loop until the server has answered. */
-MUST_USE int remora_connect(struct store **ret, struct loop *loop, const struct remora_options *options, struct err *e);
+MUST_USE int remora_connect(struct store **ret, struct loop *loop,
+			    const struct remora_options *options, struct err *e);
 
 struct remora_counts {
 	unsigned connections, up; /* wanted, and there */
 	uint64_t connects, losses, replayed, restarts;
 	uint64_t first_hits; /* reads answered from what came with the hello */
-	uint64_t bytes_received, bytes_sent; /* of streams that have ended, and of those that live */
+	/* of streams that have ended, and of those that live */
+	uint64_t bytes_received, bytes_sent;
 };
 void remora_count(struct store *store, struct remora_counts *ret);
 
@@ -44,7 +47,8 @@ struct remora_entry {
 };
 
 /* What a server has. Set-up code. *ret is the caller's to free(). fd as in the options. */
-MUST_USE int remora_list(struct loop *loop, const struct sock_addr *addr, int fd, uint64_t connect_ns,
+MUST_USE int remora_list(struct loop *loop, const struct sock_addr *addr, int fd,
+			 uint64_t connect_ns,
 			 struct remora_entry **ret, size_t *ret_count, struct err *e);
 
 #endif

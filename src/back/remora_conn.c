@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One connection of the client of the Remora protocol: connecting, greeting, keeping alive, losing and coming back.
+ * One connection of the client of the Remora protocol: connecting, greeting, keeping alive, losing
+ * and coming back.
  *
  *   state       │ left by
- *   ────────────┼──────────────────────────────────────────────────────────────────────────────────────────
+ *   ────────────┼─────────────────────────────────────────────────────────────────────────────────
  *   DOWN        │ timer → CONNECTING (rconn_connect); rconn_attach → HELLO
  *   CONNECTING  │ connected → HELLO (rconn_greet); error, deadline, drop → DOWN
  *   HELLO       │ welcome → UP (rconn_welcomed); refusal, error, deadline, drop → STOPPING
  *   UP          │ lost, silent, protocol error, drop → STOPPING
  *   STOPPING    │ stream has stopped → DOWN (rconn_down), which sets the timer for the next try
  *
- * The waits between tries grow from 10 ms to 1 s with jitter; once a connection has been away for longer than requests
- * wait, tries come at a slow pace, as long as the store is open.
+ * The waits between tries grow from 10 ms to 1 s with jitter; once a connection has been away for
+ * longer than requests wait, tries come at a slow pace, as long as the store is open.
  *
- * Invariants: the stream exists in HELLO, UP and STOPPING. Requests are in flight in UP and STOPPING only. A server
- * sends something at least each keep_alive_ms, and so do we; who is silent for silence_ms is taken for dead.
+ * Invariants: the stream exists in HELLO, UP and STOPPING. Requests are in flight in UP and
+ * STOPPING only. A server sends something at least each keep_alive_ms, and so do we; who is silent
+ * for silence_ms is taken for dead.
  *
  * Locking: none; loop thread.
  */
@@ -27,7 +29,7 @@
 #define BACKOFF_MIN_NS (10 * NS_PER_MS)
 #define BACKOFF_MAX_NS (1 * NS_PER_S)
 #define SLOW_NS (5 * NS_PER_S) /* between tries when nobody waits any more */
-#define TRIES_QUICK 8u	       /* of a connection that has never been there, beside others that are */
+#define TRIES_QUICK 8u	       /* of one that has never been there, beside others that are */
 
 static void rconn_timer(struct timer *timer);
 static void rconn_connected(struct op *op, int res);
@@ -64,9 +66,11 @@ void rconn_init(struct rconn *c, struct remora *m, unsigned index)
 	list_init(&c->replay);
 	wire_request_encode(&alive, c->alive);
 	c->alive_iov = (struct iovec){ c->alive, sizeof(c->alive) };
-	c->alive_frame = (struct stream_frame){ .iov = &c->alive_iov, .iov_count = 1, .sent = alive_sent };
+	c->alive_frame = (struct stream_frame){ .iov = &c->alive_iov, .iov_count = 1,
+						.sent = alive_sent };
 	c->hello_iov.iov_base = c->hello;
-	c->hello_frame = (struct stream_frame){ .iov = &c->hello_iov, .iov_count = 1, .sent = hello_sent };
+	c->hello_frame = (struct stream_frame){ .iov = &c->hello_iov, .iov_count = 1,
+						.sent = hello_sent };
 }
 
 /* ---- down ---- */
@@ -148,7 +152,8 @@ void rconn_drop(struct rconn *c, int err, const char *why)
 		if (was == RCONN_UP) {
 			if (now_of(c) - c->up_ns >= BACKOFF_MAX_NS)
 				c->backoff_ns = 0;
-			log_info(&loop_env(m->store.loop)->log, "remora: %s: connection %u lost: %s", m->addr_text,
+			log_info(&loop_env(m->store.loop)->log,
+				 "remora: %s: connection %u lost: %s", m->addr_text,
 				 c->index, why);
 			rconn_count_loss(c);
 		}
@@ -177,7 +182,8 @@ static void conn_lost(struct stream *s, int err)
 	if (c->state == RCONN_HELLO && !err)
 		rconn_drop(c, -ECONNRESET, "it closed the connection without a greeting");
 	else
-		rconn_drop(c, err ? err : -ECONNRESET, err ? strerrordesc_np(-err) : "closed by the server");
+		rconn_drop(c, err ? err : -ECONNRESET,
+			   err ? strerrordesc_np(-err) : "closed by the server");
 }
 
 /* ---- greeting ---- */
@@ -228,7 +234,8 @@ static void rconn_refused(struct rconn *c, const struct wire_refusal *refusal)
 	for (char *p = text; *p; p++)
 		if ((unsigned char)*p < ' ' || *p == 0x7f)
 			*p = '?';
-	log_info(&loop_env(c->m->store.loop)->log, "remora: %s: refused: %s", c->m->addr_text, text);
+	log_info(&loop_env(c->m->store.loop)->log, "remora: %s: refused: %s", c->m->addr_text,
+		 text);
 	rconn_drop(c, err, len ? text : wire_code_text(refusal->code));
 }
 
@@ -270,8 +277,10 @@ static void conn_ready(struct stream *s)
 	if (r > 0)
 		r = rconn_replies(c);
 	if (r < 0)
-		rconn_drop(c, r, c->state == RCONN_HELLO ? "what answers there does not speak the Remora protocol"
-							 : "the server broke the protocol");
+		rconn_drop(c, r,
+			   c->state == RCONN_HELLO
+				   ? "what answers there does not speak the Remora protocol"
+				   : "the server broke the protocol");
 }
 
 static void rconn_hello(struct rconn *c)
@@ -387,7 +396,8 @@ static void rconn_keep_alive(struct rconn *c)
 		stream_send(&c->stream, &c->alive_frame, false);
 	}
 	now = MAX(now, c->stream.sent_ns);
-	timer_set(c->m->store.loop, &c->timer, MIN(now + keep_ns, c->stream.received_ns + silence_ns));
+	timer_set(c->m->store.loop, &c->timer,
+		  MIN(now + keep_ns, c->stream.received_ns + silence_ns));
 }
 
 static void rconn_timer(struct timer *timer)

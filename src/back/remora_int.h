@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inside of the client of the Remora protocol: what remora.c (the store), remora_conn.c (one connection) and
- * remora_req.c (requests and replies) share.
+ * The inside of the client of the Remora protocol: what remora.c (the store), remora_conn.c (one
+ * connection) and remora_req.c (requests and replies) share.
  */
 #ifndef REMORA_BACK_REMORA_INT_H
 #define REMORA_BACK_REMORA_INT_H
@@ -13,7 +13,8 @@
 struct remora;
 struct rconn;
 
-/* A request on its way: it belongs to one connection from its first send to its end, replays included. */
+/* A request on its way: it belongs to one connection from its first send to its end, replays
+ * included. */
 struct rslot {
 	struct req *req;
 	struct rconn *conn;
@@ -51,13 +52,15 @@ struct rconn {
 	uint64_t up_ns;	       /* since when it is up */
 	uint64_t lost_ns;      /* since when it is not any more; 0 = it is, or has never been */
 	bool expired;	       /* it has not been for too long */
-	bool poisoned;	       /* changes were given up on it that the server may still be about to make */
+	/* changes were given up on it that the server may still be about to make */
+	bool poisoned;
 	uint64_t instance;     /* last one heard here */
 	uint32_t requests_max; /* what the server allows */
 	uint64_t bytes_max;
 	uint32_t keep_alive_ms, silence_ms;
 	struct list flight; /* slots, in the order of their sends */
-	struct list replay; /* slots that were in flight when it was lost, and have not been sent again */
+	/* slots that were in flight when it was lost, and have not been sent again */
+	struct list replay;
 	unsigned flight_count;
 	uint64_t flight_bytes;
 	/* the reply that is being received */
@@ -112,7 +115,8 @@ struct remora {
 	struct list queue[RQUEUES]; /* requests that are on no connection, by req.link */
 	struct rfirst first;
 	struct timer expiry;
-	uint64_t instance_before; /* the one before store.info.instance: late replies may still carry it */
+	/* the one before store.info.instance: late replies may still carry it */
+	uint64_t instance_before;
 	bool lost;	 /* STORE_LOST was told */
 	bool away;	 /* requests fail at once */
 	bool ending;	 /* aborted, or closing: nothing connects any more */
@@ -142,8 +146,7 @@ void remora_away_update(struct remora *m);
 void rconn_init(struct rconn *c, struct remora *m, unsigned index);
 void rconn_connect(struct rconn *c);
 void rconn_attach(struct rconn *c, int fd);
-/* Ends what is there; another try follows, unless m->ending. Not from within a completion of its own stream's callback
- * only: it may be called from anywhere. */
+/* Ends what is there; another try follows, unless m->ending. May be called from anywhere. */
 void rconn_drop(struct rconn *c, int err, const char *why);
 static inline bool rconn_is_up(const struct rconn *c)
 {

@@ -2,8 +2,8 @@
 /*
  * What a Remora server has: one connection with a hello that asks for the list, and its answer.
  *
- * Place: set-up code beside the store of remora.c; `remora list` calls it. The answer's length is checked before memory
- * for it is taken.
+ * Place: set-up code beside the store of remora.c; `remora list` calls it. The answer's length is
+ * checked before memory for it is taken.
  *
  * Locking: none; loop thread.
  */
@@ -55,7 +55,8 @@ static void list_lost(struct stream *s, int err)
 {
 	struct lister *l = CONTAINER_OF(s, struct lister, stream);
 
-	lister_end(l, err ? err : -ECONNRESET, err ? strerrordesc_np(-err) : "closed by the server");
+	lister_end(l, err ? err : -ECONNRESET,
+		   err ? strerrordesc_np(-err) : "closed by the server");
 }
 
 static void list_stopped(struct stream *s)
@@ -92,8 +93,10 @@ static void list_ready(struct stream *s)
 	if (!l->answer) {
 		if (stream_avail(s) < WIRE_PREFIX_LEN)
 			return;
-		if (wire_answer_prefix(stream_peek(s), &kind, &l->answer_len) || kind == WIRE_WELCOME) {
-			lister_end(l, -EPROTO, "what answers there does not speak the Remora protocol");
+		if (wire_answer_prefix(stream_peek(s), &kind, &l->answer_len) ||
+		    kind == WIRE_WELCOME) {
+			lister_end(l, -EPROTO,
+				   "what answers there does not speak the Remora protocol");
 			return;
 		}
 		l->answer = malloc(l->answer_len);
@@ -113,8 +116,9 @@ static void list_ready(struct stream *s)
 
 static void list_greet(struct lister *l, int fd)
 {
-	struct wire_hello hello = { .version_min = WIRE_VERSION, .version_max = WIRE_VERSION, .conns = 1,
-				    .flags = WIRE_HELLO_LIST, .payload_max = WIRE_LIST_MAX };
+	struct wire_hello hello = { .version_min = WIRE_VERSION, .version_max = WIRE_VERSION,
+				    .conns = 1, .flags = WIRE_HELLO_LIST,
+				    .payload_max = WIRE_LIST_MAX };
 	int r;
 
 	rng_fill(&loop_env(l->loop)->rng, hello.session, sizeof(hello.session));
@@ -129,7 +133,8 @@ static void list_greet(struct lister *l, int fd)
 	}
 	l->streaming = true;
 	l->hello_iov = (struct iovec){ l->hello, wire_hello_encode(&hello, l->hello) };
-	l->hello_frame = (struct stream_frame){ .iov = &l->hello_iov, .iov_count = 1, .sent = list_hello_sent };
+	l->hello_frame = (struct stream_frame){ .iov = &l->hello_iov, .iov_count = 1,
+						.sent = list_hello_sent };
 	stream_send(&l->stream, &l->hello_frame, false);
 	stream_start(&l->stream);
 }
@@ -184,7 +189,8 @@ int remora_list(struct loop *loop, const struct sock_addr *addr, int fd, uint64_
 			loop_close_fd(loop, fd);
 		return err_sys(e, -ENOMEM, "asking for the list");
 	}
-	*l = (struct lister){ .loop = loop, .fd = fd, .e = e, .timer.fire = list_timer, .op.done = list_connected };
+	*l = (struct lister){ .loop = loop, .fd = fd, .e = e, .timer.fire = list_timer,
+			      .op.done = list_connected };
 	snprintf(l->addr_text, sizeof(l->addr_text), "the server");
 	if (fd < 0) {
 		sock_format(addr, l->addr_text);
@@ -200,7 +206,8 @@ int remora_list(struct loop *loop, const struct sock_addr *addr, int fd, uint64_
 	}
 	if (!l->done)
 		timer_set(loop, &l->timer,
-			  loop_now_fresh(loop) + (connect_ns ? connect_ns : REMORA_CONNECT_DEFAULT_NS));
+			  loop_now_fresh(loop) +
+				  (connect_ns ? connect_ns : REMORA_CONNECT_DEFAULT_NS));
 	r = loop_run_until(loop, &l->stopped, NEVER_NS); /* the timer ends it */
 	if (r) /* the loop is broken, and will never give back what it has of ours */
 		return err_sys(e, r, "%s", l->addr_text);

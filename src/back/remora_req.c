@@ -4,18 +4,19 @@
  *
  * Way of a request:
  *
- *   submit ── queue (three classes) ── dispatch ── slot of a connection ── frame ── reply ── req_done
+ *   submit ── queue (three classes) ── dispatch ── slot of a connection ── frame ── reply ── done
  *                                                     │      ▲
  *                                    connection lost  ▼      │ up again
  *                                                    conn->replay
  *
- * Payloads go from and to the buffers of the requests; nothing is copied but what lies beside a header in the read-ahead
- * buffer, and zeros are not sent.
+ * Payloads go from and to the buffers of the requests; nothing is copied but what lies beside a
+ * header in the read-ahead buffer, and zeros are not sent.
  *
- * Invariants: a request is in one queue, or has one slot. A slot in use is in the flight or the replay list of one
- * connection, and stays with it to its end, because the server orders a replay behind the former connection of the
- * same index. A request completes only when the stream does not use its buffer any more: after its reply *and* the end
- * of its send, or after the stream has stopped.
+ * Invariants: a request is in one queue, or has one slot. A slot in use is in the flight or the
+ * replay list of one connection, and stays with it to its end, because the server orders a replay
+ * behind the former connection of the same index. A request completes only when the stream does not
+ * use its buffer any more: after its reply *and* the end of its send, or after the stream has
+ * stopped.
  *
  * Locking: none; loop thread.
  */
@@ -26,7 +27,7 @@
 #include "back/remora_int.h"
 
 #define SMALL_LEN (16 * KIB) /* may share the connection of the urgent requests */
-#define FIRST_FRESH_NS (5 * NS_PER_S) /* others may change the resource: later on it is read again */
+#define FIRST_FRESH_NS (5 * NS_PER_S) /* later on it is read again: others may change it */
 
 static const uint8_t wire_ops[REQ_OPS] = {
 	[REQ_READ] = WIRE_READ, [REQ_WRITE] = WIRE_WRITE,     [REQ_FLUSH] = WIRE_FLUSH,
@@ -43,7 +44,8 @@ static unsigned req_class(const struct req *req)
 
 static uint64_t req_bytes(const struct req *req)
 {
-	return wire_request_bytes(wire_ops[req->op], req->range.len, req->extents ? req->extents->max : 0);
+	return wire_request_bytes(wire_ops[req->op], req->range.len,
+				  req->extents ? req->extents->max : 0);
 }
 
 /* ---- choosing a connection ---- */
@@ -82,7 +84,8 @@ static struct rconn *conn_choose(struct remora *m, const struct req *req)
 		struct rconn *c = &m->conn[i];
 
 		bulk_up = bulk_up || rconn_is_up(c);
-		if (rconn_has_room(c, bytes, urgent) && (!best || c->flight_bytes < best->flight_bytes))
+		if (rconn_has_room(c, bytes, urgent) &&
+		    (!best || c->flight_bytes < best->flight_bytes))
 			best = c;
 	}
 	if (!bulk_up && rconn_has_room(&m->conn[0], bytes, urgent))
@@ -171,7 +174,8 @@ static void slot_encode(struct rslot *slot)
 	const struct req *req = slot->req;
 	struct wire_request w = { .op = wire_ops[req->op], .id = slot->id, .range = req->range };
 
-	w.flags = (uint8_t)((req->flags & REQ_FUA ? WIRE_FUA : 0) | (req->flags & REQ_URGENT ? WIRE_URGENT : 0) |
+	w.flags = (uint8_t)((req->flags & REQ_FUA ? WIRE_FUA : 0) |
+			    (req->flags & REQ_URGENT ? WIRE_URGENT : 0) |
 			    (req->flags & REQ_BACKGROUND ? WIRE_BACKGROUND : 0));
 	slot->frame.iov = slot->iov;
 	slot->frame.iov_count = 1;
@@ -218,7 +222,8 @@ void rconn_replay(struct rconn *c)
 		struct rslot *slot = LIST_ENTRY(k, struct rslot, link);
 
 		if (c->flight_count &&
-		    (c->flight_count >= c->requests_max || c->flight_bytes + slot->bytes > c->bytes_max))
+		    (c->flight_count >= c->requests_max ||
+		     c->flight_bytes + slot->bytes > c->bytes_max))
 			return;
 		link_remove(k);
 		c->m->counts.replayed++;
@@ -276,7 +281,8 @@ static void first_done(struct remora *m, int err)
 	m->first.ready_ns = loop_now(m->store.loop);
 	if (list_empty(&m->first.waiting))
 		return;
-	/* Whoever is served may come with the next read at once, and must not find it half taken down. */
+	/* Whoever is served may come with the next read at once, and must not find it half taken
+	 * down. */
 	list_init(&waiting);
 	list_splice_back(&waiting, &m->first.waiting);
 	buf = m->first.buf;

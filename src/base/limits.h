@@ -55,7 +55,7 @@
 /* Streams: a buffered reader and a gathering writer on a socket. */
 #define STREAM_BUF_LEN (16 * KIB)    /* read ahead; the longest header of any protocol fits */
 #define STREAM_IOV_MAX 256	     /* pieces of memory in one send */
-#define STREAM_BATCH_LEN (512 * KIB) /* in one send, but for a longer frame: what something urgent may have before it */
+#define STREAM_BATCH_LEN (512 * KIB) /* in one send: what something urgent may have before it */
 
 /* The Remora protocol. */
 #define WIRE_LEN_MAX (16 * MIB)	   /* one READ or WRITE */
@@ -68,10 +68,10 @@
 #define REMORA_REQS_URGENT 16u	   /* of them kept free for urgent ones */
 #define SERVER_EXPORTS_MAX 256u
 #define SERVER_CONNS_MAX 128u	   /* default for one server */
-#define SERVER_CONNS_UNGREETED 32u /* beyond them: connections that have not said who they are, or are being refused */
+#define SERVER_CONNS_UNGREETED 32u /* beyond them: not greeted yet, or being refused */
 #define SERVER_REQS_MAX 128u	   /* default, in flight per connection */
-#define SERVER_BYTES_MAX (32 * MIB) /* default, of buffers per connection; touched only as they are needed */
-#define SERVER_UNSENT_MAX (4 * MIB) /* default; with more than that no further request is read */
+#define SERVER_BYTES_MAX (32 * MIB) /* default, of one connection's buffers; touched when needed */
+#define SERVER_UNSENT_MAX (1 * MIB) /* default; with more than that no further request is read */
 
 /* Regions. */
 #define MAP_CHUNKS_MAX (1ULL << 40) /* a byte of address space each */
@@ -107,11 +107,13 @@ static_assert(STORE_ZERO_PIECE >= STORE_ALIGN_MAX, "a piece of zeros is aligned 
 static_assert(BACK_BOUNCE_LEN >= STORE_ALIGN_MAX, "a bounce buffer holds an aligned block");
 static_assert(ALIGN_BLOCK_MAX >= STORE_ALIGN_MAX, "the align stage can serve every store");
 static_assert(VERIFY_LEN_MAX >= STORE_ALIGN_MAX, "a comparison holds an aligned block");
-static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk travels in one request of the protocol");
+static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk travels in one");
 static_assert(WIRE_RUNS_MAX / 2 + 2 <= STREAM_IOV_MAX, "a frame of the protocol fits into one send");
-static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN, "what must be whole fits");
+static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN,
+	      "what must be whole fits");
 static_assert(SERVER_BYTES_MAX >= 2 * WIRE_LEN_MAX, "two of the longest requests at a time");
-static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX), "a list holds all names");
+static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX),
+	      "a list holds all names");
 static_assert(REMORA_REQS_URGENT < REMORA_REQS_MAX, "others get some too");
 static_assert(REGION_UNIT <= REQ_LEN_MAX && REGION_SMALL < REGION_UNIT, "transfers fit in a request");
 static_assert(REGION_SMALL % PAGE_BYTES == 0, "small buffers hold whole pages");

@@ -2,14 +2,14 @@
 /*
  * The server of the Remora protocol: exports, listening, and the end.
  *
- * Place: a front end. server_conn.c has the life of a connection, server_req.c its requests, server_mem.c its buffers. Requests
- * go through req_submit() to the export's store.
+ * Place: a front end. server_conn.c has the life of a connection, server_req.c its requests,
+ * server_mem.c its buffers. Requests go through req_submit() to the export's store.
  *
- * The instance id that clients hear is made from the server's own, new at each start, and the store's: with either of them
- * changed, what was acknowledged and not flushed may be gone.
+ * The instance id that clients hear is made from the server's own, new at each start, and the
+ * store's: with either of them changed, what was acknowledged and not flushed may be gone.
  *
- * Invariants: sv->conns holds every connection until its last request has come back, oldest first. The server is freed from
- * a post of its own, when there are neither connections nor listeners.
+ * Invariants: sv->conns holds every connection until its last request has come back, oldest first.
+ * The server is freed from a post of its own, when there are neither connections nor listeners.
  *
  * Locking: none; loop thread.
  */
@@ -52,17 +52,20 @@ uint64_t server_export_instance(const struct server *sv, const struct sexport *x
 static int exports_check(const struct server_options *o, struct err *e)
 {
 	if (!o->export_count || o->export_count > SERVER_EXPORTS_MAX)
-		return err_set(e, -EINVAL, "a server has 1 to %u resources, not %zu", SERVER_EXPORTS_MAX,
+		return err_set(e, -EINVAL, "a server has 1 to %u resources, not %zu",
+			       SERVER_EXPORTS_MAX,
 			       o->export_count);
 	for (size_t i = 0; i < o->export_count; i++) {
 		const char *name = o->exports[i].name;
 
 		if (strlen(name) > NAME_LEN_MAX)
-			return err_set(e, -ENAMETOOLONG, "a resource's name has at most %u bytes: %.40s...",
+			return err_set(e, -ENAMETOOLONG,
+				       "a resource's name has at most %u bytes: %.40s...",
 				       NAME_LEN_MAX, name);
 		for (size_t j = 0; j < i; j++)
 			if (!strcmp(o->exports[j].name, name))
-				return err_set(e, -EEXIST, "two resources have the same name \"%s\"", name);
+				return err_set(e, -EEXIST,
+					       "two resources have the same name \"%s\"", name);
 	}
 	return 0;
 }
@@ -100,15 +103,18 @@ static void limits_take(struct server_limits *l, const struct server_limits *giv
 {
 	*l = *given;
 	l->conns_max = l->conns_max ? l->conns_max : SERVER_CONNS_MAX;
-	l->conns_session_max = l->conns_session_max ? MIN(l->conns_session_max, WIRE_CONNS_MAX) : WIRE_CONNS_MAX;
+	if (!l->conns_session_max || l->conns_session_max > WIRE_CONNS_MAX)
+		l->conns_session_max = WIRE_CONNS_MAX;
 	l->requests_max = l->requests_max ? MIN(l->requests_max, UINT16_MAX) : SERVER_REQS_MAX;
 	/* At least one block for a read, and one for the other half. */
-	l->bytes_max = l->bytes_max ? MAX(l->bytes_max, (uint64_t)(4 * STORE_ALIGN_MAX)) : SERVER_BYTES_MAX;
+	l->bytes_max = l->bytes_max ? l->bytes_max : SERVER_BYTES_MAX;
+	l->bytes_max = MAX(l->bytes_max, (uint64_t)(4 * STORE_ALIGN_MAX));
 	l->len_max = l->len_max ? MIN(l->len_max, (uint32_t)WIRE_LEN_MAX) : (uint32_t)WIRE_LEN_MAX;
 	l->len_max = MAX(l->len_max, (uint32_t)STORE_ALIGN_MAX);
 	l->unsent_max = l->unsent_max ? l->unsent_max : SERVER_UNSENT_MAX;
 	l->handshake_ns = l->handshake_ns ? l->handshake_ns : 10 * NS_PER_S;
-	l->keep_alive_ns = l->keep_alive_ns ? MAX(l->keep_alive_ns, 10 * NS_PER_MS) : 5 * NS_PER_S;
+	l->keep_alive_ns = l->keep_alive_ns ? l->keep_alive_ns : 5 * NS_PER_S;
+	l->keep_alive_ns = MAX(l->keep_alive_ns, WIRE_KEEP_ALIVE_MIN_MS * NS_PER_MS);
 	l->silence_ns = MAX(l->silence_ns, 3 * l->keep_alive_ns);
 	l->stall_ns = l->stall_ns ? l->stall_ns : 60 * NS_PER_S;
 }
@@ -126,7 +132,8 @@ static void server_free(struct server *sv)
 static void grace_over(struct timer *timer);
 static void closed_run(struct post *post);
 
-int server_open(struct server **ret, struct loop *loop, const struct server_options *o, struct err *e)
+int server_open(struct server **ret, struct loop *loop, const struct server_options *o,
+		struct err *e)
 {
 	struct server *sv;
 	int r = exports_check(o, e);
@@ -187,7 +194,8 @@ static bool user_allowed(const struct server *sv, const struct slisten *l, int f
 
 static void server_settle(struct server *sv)
 {
-	if (sv->closing && list_empty(&sv->conns) && list_empty(&sv->listens) && !link_linked(&sv->closed_post.link))
+	if (sv->closing && list_empty(&sv->conns) && list_empty(&sv->listens) &&
+	    !link_linked(&sv->closed_post.link))
 		loop_defer(sv->loop, &sv->closed_post);
 }
 
@@ -228,7 +236,8 @@ static void listen_accepted(struct op *op, int res)
 		if (sconn_open(sv, res, &c) == 0)
 			sconn_refuse(c, WIRE_EACCES, "this server does not serve your user");
 	} else if (sconn_open(sv, res, &c)) {
-		log_warn(&loop_env(sv->loop)->log, "server: a connection was closed at once: too many of them");
+		log_warn(&loop_env(sv->loop)->log,
+			 "server: a connection was closed at once: too many of them");
 	}
 	op_accept(sv->loop, &l->op, l->fd);
 }
@@ -240,7 +249,8 @@ static void listen_retry(struct timer *timer)
 	op_accept(l->sv->loop, &l->op, l->fd);
 }
 
-int server_listen(struct server *sv, const struct sock_addr *addr, struct sock_addr *ret_addr, struct err *e)
+int server_listen(struct server *sv, const struct sock_addr *addr, struct sock_addr *ret_addr,
+		  struct err *e)
 {
 	char text[SOCK_TEXT_MAX];
 	struct slisten *l;
@@ -397,7 +407,8 @@ void server_status(const struct server *sv, char *buf, size_t len)
 		 "connections=%u accepted=%llu refused=%llu dropped=%llu replaced=%llu requests=%llu failed=%llu "
 		 "read=%llu written=%llu zeros=%llu",
 		 sv->conn_count, (unsigned long long)n->accepted, (unsigned long long)n->refused,
-		 (unsigned long long)n->dropped, (unsigned long long)n->replaced, (unsigned long long)n->requests,
+		 (unsigned long long)n->dropped, (unsigned long long)n->replaced,
+		 (unsigned long long)n->requests,
 		 (unsigned long long)n->failed, (unsigned long long)n->bytes_read,
 		 (unsigned long long)n->bytes_written, (unsigned long long)n->zeros);
 }

@@ -2,9 +2,10 @@
 /*
  * The server of the Remora protocol (docs/protocol.md): a front end that serves stores to clients.
  *
- * Stores are borrowed and must outlive the server; several clients of one export share its store. Requests of different
- * clients, and concurrent requests of one, are carried out in any order: whoever needs an order waits for the reply. A
- * READ that arrives after the reply to a WRITE has been sent sees it.
+ * Stores are borrowed and must outlive the server; several clients of one export share its store.
+ * Requests of different clients, and concurrent requests of one, are carried out in any order:
+ * whoever needs an order waits for the reply. A READ that arrives after the reply to a WRITE has
+ * been sent sees it.
  */
 #ifndef REMORA_FRONT_SERVER_H
 #define REMORA_FRONT_SERVER_H
@@ -27,11 +28,13 @@ struct server_limits {
 	uint32_t requests_max;	 /* in flight on one connection */
 	uint64_t bytes_max;	 /* of buffers of one connection */
 	uint32_t len_max;	 /* of one READ or WRITE */
-	uint64_t unsent_max;	 /* replies that wait for a slow reader before no further request is read */
+	/* replies that wait for a slow reader before no further request is read */
+	uint64_t unsent_max;
 	uint64_t handshake_ns;	 /* 10 s: to say hello */
 	uint64_t keep_alive_ns;	 /* 5 s */
 	uint64_t silence_ns;	 /* 3 keep-alives: after which a silent client is dropped */
-	uint64_t stall_ns;	 /* 60 s: after which one is dropped that does not take its replies */
+	/* 60 s: after which one is dropped that does not take its replies */
+	uint64_t stall_ns;
 };
 
 struct server_options {
@@ -39,8 +42,10 @@ struct server_options {
 	size_t export_count;
 	struct server_limits limits;
 	bool list_hidden;	 /* names are not told */
-	bool anywhere;		 /* listen on addresses that are not local, too: in clear, without asking who comes */
-	const uid_t *uids;	 /* unix sockets: these users alone; copied. None = whom the socket's mode lets in */
+	/* listen on addresses that are not local, too: in clear, without asking who comes */
+	bool anywhere;
+	/* unix sockets: these users alone; copied. None = whom the socket's mode lets in */
+	const uid_t *uids;
 	size_t uid_count;
 	uint64_t instance;	 /* 0 = a new one. Tests only: the same one twice is a lie */
 };
@@ -48,31 +53,38 @@ struct server_options {
 struct server_counts {
 	unsigned conns, greeted; /* now */
 	uint64_t sessions;	 /* welcomes of connections 0 */
-	uint64_t accepted, refused, dropped; /* dropped: broke the protocol, or was silent, stuck, or too slow to greet */
-	uint64_t requests, failed, replaced; /* replaced: connections that ended because their client came anew */
+	/* dropped: broke the protocol, or was silent, stuck, or too slow to greet */
+	uint64_t accepted, refused, dropped;
+	/* replaced: connections that ended because their client came anew */
+	uint64_t requests, failed, replaced;
 	uint64_t bytes_read, bytes_written; /* data of READ and WRITE, as asked for */
-	uint64_t zeros;			    /* of it, bytes that were not sent or received because they were zeros */
+	/* of it, bytes that were not sent or received because they were zeros */
+	uint64_t zeros;
 };
 
-MUST_USE int server_open(struct server **ret, struct loop *loop, const struct server_options *options, struct err *e);
+MUST_USE int server_open(struct server **ret, struct loop *loop,
+			 const struct server_options *options, struct err *e);
 
-/* May be called several times. *ret_addr (may be NULL) is the address that was really taken: port 0 asks for any. */
-MUST_USE int server_listen(struct server *server, const struct sock_addr *addr, struct sock_addr *ret_addr,
-			   struct err *e);
+/* May be called several times. *ret_addr (may be NULL) is the address that was really taken: port 0
+ * asks for any. */
+MUST_USE int server_listen(struct server *server, const struct sock_addr *addr,
+			   struct sock_addr *ret_addr, struct err *e);
 
 /* Serves a connected socket, which it owns from here on. */
 MUST_USE int server_attach(struct server *server, int fd);
 
 /*
- * Accepts and reads nothing from now on; lets the requests in flight end and their replies leave for grace_ns, then drops the
- * connections and aborts the stores that still have requests of ours. When all is given back the server is freed and
- * closed(arg) is called, from the loop. NULL server: closed(arg) is not called.
+ * Accepts and reads nothing from now on; lets the requests in flight end and their replies leave
+ * for grace_ns, then drops the connections and aborts the stores that still have requests of ours.
+ * When all is given back the server is freed and closed(arg) is called, from the loop. NULL server:
+ * closed(arg) is not called.
  */
 void server_close(struct server *server, uint64_t grace_ns, void (*closed)(void *arg), void *arg);
-void server_close_wait(struct server *server, uint64_t grace_ns); /* set-up code and tests: runs the loop */
+/* Set-up code and tests: runs the loop. */
+void server_close_wait(struct server *server, uint64_t grace_ns);
 
-/* Simulations only: the loop is no more (sim_crash), and with it the process; gives the memory back. The stores may be
- * gone already. */
+/* Simulations only: the loop is no more (sim_crash), and with it the process; gives the memory
+ * back. The stores may be gone already. */
 void server_abandon(struct server *server);
 
 void server_count(const struct server *server, struct server_counts *ret);

@@ -3,7 +3,7 @@
  * One connection of the server: greeting, replacing a former connection, keeping alive, ending.
  *
  *   state    │ left by
- *   ─────────┼───────────────────────────────────────────────────────────────────────────────────────
+ *   ─────────┼────────────────────────────────────────────────────────────────────────────────────
  *   HELLO    │ hello → WAITING (conn_hello); refused → DRAINING; offence, deadline, lost → STOPPING
  *   WAITING  │ no older connection of the session and index is left → UP (sconn_welcome_if_free)
  *   UP       │ server closes → DRAINING; lost, silent, stuck, offence, replaced → STOPPING
@@ -11,9 +11,10 @@
  *   STOPPING │ the stream has stopped → ENDED
  *   ENDED    │ the last request has come back from the store → freed
  *
- * Invariants: a replaced connection stays in sv->conns until the store has given back its last request; only then is the
- * new one greeted, so an old write never lands on a new one. A client that is not read from (held) is not silent. No
- * client can make another one wait: what it may occupy is its own (requests, buffers, room for replies).
+ * Invariants: a replaced connection stays in sv->conns until the store has given back its last
+ * request; only then is the new one greeted, so an old write never lands on a new one. A client
+ * that is not read from (held) is not silent. No client can make another one wait: what it may
+ * occupy is its own (requests, buffers, room for replies).
  *
  * Locking: none; loop thread.
  */
@@ -141,7 +142,8 @@ static void answer_sent(struct stream_frame *frame, int err)
 static void answer_send(struct sconn *c, const uint8_t *at, size_t len)
 {
 	c->answer_iov = (struct iovec){ (void *)(uintptr_t)at, len };
-	c->answer_frame = (struct stream_frame){ .iov = &c->answer_iov, .iov_count = 1, .sent = answer_sent };
+	c->answer_frame = (struct stream_frame){ .iov = &c->answer_iov, .iov_count = 1,
+						 .sent = answer_sent };
 	stream_send(&c->stream, &c->answer_frame, true);
 }
 
@@ -166,7 +168,8 @@ static void refuse_name(struct sconn *c, const struct wire_hello *hello)
 	int n;
 
 	if (hello->name_len)
-		n = snprintf(text, sizeof(text), "no resource is named \"%.*s\"", (int)hello->name_len,
+		n = snprintf(text, sizeof(text), "no resource is named \"%.*s\"",
+			     (int)hello->name_len,
 			     (const char *)hello->name);
 	else
 		n = snprintf(text, sizeof(text), "there are several resources: a name is needed");
@@ -175,15 +178,17 @@ static void refuse_name(struct sconn *c, const struct wire_hello *hello)
 
 		if (room < strlen(sv->exports[i].name) + sizeof("; there are: , ..."))
 			break;
-		n += snprintf(text + n, room, "%s%s", i ? ", " : "; there are: ", sv->exports[i].name);
+		n += snprintf(text + n, room, "%s%s", i ? ", " : "; there are: ",
+			      sv->exports[i].name);
 	}
 	sconn_refuse(c, WIRE_ENOENT, "%s", text);
 }
 
 static bool same_place(const struct sconn *a, const struct sconn *b)
 {
-	return a != b && a->index == b->index && memcmp(a->session, b->session, sizeof(a->session)) == 0 &&
-	       (a->state >= SCONN_WAITING) && (b->state >= SCONN_WAITING);
+	return a != b && a->index == b->index && a->state >= SCONN_WAITING &&
+	       b->state >= SCONN_WAITING &&
+	       memcmp(a->session, b->session, sizeof(a->session)) == 0;
 }
 
 static bool welcome_fill(struct sconn *c, struct wire_welcome *w)
@@ -205,7 +210,8 @@ static bool welcome_fill(struct sconn *c, struct wire_welcome *w)
 		.keep_alive_ms = (uint32_t)(l->keep_alive_ns / NS_PER_MS),
 		.silence_ms = (uint32_t)(l->silence_ns / NS_PER_MS),
 		.conns_max = (uint16_t)l->conns_session_max,
-		.caps = (c->read_only ? WIRE_CAP_READ_ONLY : 0) | (c->read_only ? 0 : WIRE_CAP_ZERO) |
+		.caps = (c->read_only ? WIRE_CAP_READ_ONLY : 0) |
+			(c->read_only ? 0 : WIRE_CAP_ZERO) |
 			(info->trim == CAP_NATIVE && !c->read_only ? WIRE_CAP_TRIM : 0) |
 			(info->fua != CAP_NONE && !c->read_only ? WIRE_CAP_FUA : 0) |
 			(info->extents == CAP_NATIVE ? WIRE_CAP_EXTENTS : 0) |
@@ -221,7 +227,8 @@ static void sconn_welcome(struct sconn *c)
 	int r;
 
 	if (!welcome_fill(c, &w)) {
-		sconn_refuse(c, WIRE_EINVAL, "replies of %u bytes are too short for this resource", c->payload_max);
+		sconn_refuse(c, WIRE_EINVAL, "replies of %u bytes are too short for this resource",
+			     c->payload_max);
 		return;
 	}
 	r = sreqs_open(c);
@@ -252,7 +259,8 @@ void sconn_welcome_if_free(struct sconn *c)
 	sconn_welcome(c);
 }
 
-/* Ends the former connections of the same session and index. False when it is this one that is old. */
+/* Ends the former connections of the same session and index. False when it is this one that is
+ * old. */
 static bool replace_former(struct sconn *c)
 {
 	LIST_EACH (k, &c->sv->conns) {
@@ -291,7 +299,8 @@ static void conn_hello_taken(struct sconn *c, const struct wire_hello *hello)
 		return;
 	}
 	if (hello->index >= sv->limits.conns_session_max) {
-		sconn_refuse(c, WIRE_EBUSY, "at most %u connections per client", sv->limits.conns_session_max);
+		sconn_refuse(c, WIRE_EBUSY, "at most %u connections per client",
+			     sv->limits.conns_session_max);
 		return;
 	}
 	memcpy(c->session, hello->session, sizeof(c->session));
@@ -307,7 +316,8 @@ static void conn_hello_taken(struct sconn *c, const struct wire_hello *hello)
 		return;
 	}
 	if (sv->greeted >= sv->limits.conns_max) {
-		sconn_refuse(c, WIRE_EBUSY, "too many clients: at most %u connections", sv->limits.conns_max);
+		sconn_refuse(c, WIRE_EBUSY, "too many clients: at most %u connections",
+			     sv->limits.conns_max);
 		return;
 	}
 	c->greeted = true;
@@ -326,7 +336,8 @@ static void conn_hello(struct sconn *c)
 		return;
 	r = wire_hello_prefix(stream_peek(&c->stream), &len, &hello);
 	if (r == -EPROTONOSUPPORT) {
-		sconn_refuse(c, WIRE_EVERSION, "this server speaks version %u of the protocol, the client %u to %u",
+		sconn_refuse(c, WIRE_EVERSION,
+			     "this server speaks version %u of the protocol, the client %u to %u",
 			     WIRE_VERSION, hello.version_min, hello.version_max);
 		return;
 	}
@@ -423,7 +434,9 @@ int sconn_open(struct server *sv, int fd, struct sconn **ret)
 	int r;
 
 	*ret = NULL;
-	c = sv->conn_count < sv->limits.conns_max + SERVER_CONNS_UNGREETED ? calloc(1, sizeof(*c)) : NULL;
+	c = sv->conn_count < sv->limits.conns_max + SERVER_CONNS_UNGREETED ? calloc(1,
+										    sizeof(*c))
+											: NULL;
 	if (!c) {
 		sv->counts.refused++;
 		loop_close_fd(sv->loop, fd);
@@ -441,7 +454,8 @@ int sconn_open(struct server *sv, int fd, struct sconn **ret)
 	list_init(&c->idle);
 	wire_reply_encode(&alive, c->alive);
 	c->alive_iov = (struct iovec){ c->alive, sizeof(c->alive) };
-	c->alive_frame = (struct stream_frame){ .iov = &c->alive_iov, .iov_count = 1, .sent = alive_sent };
+	c->alive_frame = (struct stream_frame){ .iov = &c->alive_iov, .iov_count = 1,
+						.sent = alive_sent };
 	c->timer.fire = sconn_timer;
 	timer_set(sv->loop, &c->timer, now_of(c) + sv->limits.handshake_ns);
 	list_push_back(&sv->conns, &c->link);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inside of the server: what server.c (listening, exports, closing) and server_conn.c, server_req.c share. */
+/* The inside of the server: what server.c (listening, exports, closing) and server_conn.c,
+ * server_req.c share. */
 #ifndef REMORA_FRONT_SERVER_INT_H
 #define REMORA_FRONT_SERVER_INT_H
 
@@ -10,7 +11,8 @@
 
 #define SMEM_BLOCK 4096u
 
-/* Buffers of one connection: blocks of 4 KiB of one mapping, whose pages exist only as far as they have been used. */
+/* Buffers of one connection: blocks of 4 KiB of one mapping, whose pages exist only as far as they
+ * have been used. */
 struct smem {
 	uint8_t *base;
 	size_t blocks, used;
@@ -36,7 +38,8 @@ enum sconn_state {
 	SCONN_HELLO,	/* timer: deadline */
 	SCONN_WAITING,	/* for the former connection of its session and index; timer: deadline */
 	SCONN_UP,	/* timer: keep-alive */
-	SCONN_DRAINING, /* reads no more; waits for requests in flight and for their replies to leave; timer: deadline */
+	/* reads no more; waits until all is answered and the replies have left; timer: deadline */
+	SCONN_DRAINING,
 	SCONN_STOPPING, /* the stream ends */
 	SCONN_ENDED,	/* it has; requests in the store may still be out */
 };
@@ -84,7 +87,8 @@ struct sconn {
 	struct smem mem;
 	struct sreq *body; /* a WRITE whose payload is being received */
 	bool skipping;	   /* the payload of a refused one */
-	uint64_t stall_ns; /* since when there is something unsent, as far as we know; 0 = nothing is */
+	/* since when there is something unsent, as far as we know; 0 = nothing is */
+	uint64_t stall_ns;
 	/* own frames: the answer to the hello, then ALIVE */
 	uint8_t answer[WIRE_REFUSAL_LEN + WIRE_REFUSAL_TEXT_MAX];
 	struct iovec answer_iov;
@@ -129,7 +133,8 @@ struct server {
 /* ---- server.c ---- */
 
 struct sexport *server_export_find(struct server *sv, const uint8_t *name, size_t len);
-uint64_t server_export_instance(const struct server *sv, const struct sexport *x, uint64_t of_store);
+uint64_t server_export_instance(const struct server *sv, const struct sexport *x,
+				uint64_t of_store);
 /* A connection has ended, wholly: those who wait for it may go on. */
 void server_conn_ended(struct server *sv);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Buffers of a connection of the server: a bounded mapping, given out in runs of 4 KiB blocks, lowest first, so that what
- * is in use stays small and warm in the caches.
+ * Buffers of a connection of the server: a bounded mapping, given out in runs of 4 KiB blocks,
+ * lowest first, so that what is in use stays small and warm in the caches.
  *
  * Invariant: a set bit is a block in use; used = number of them.
  *
@@ -24,7 +24,8 @@ int smem_open(struct smem *mem, uint64_t bytes)
 	void *p;
 
 	*mem = (struct smem){ .blocks = blocks_of(bytes) };
-	p = mmap(NULL, mem->blocks * SMEM_BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+	p = mmap(NULL, mem->blocks * SMEM_BLOCK, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 		 -1, 0);
 	if (p == MAP_FAILED)
 		return -ENOMEM;

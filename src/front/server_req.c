@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests of one client of the server: read, checked once, submitted to the export's store, answered.
+ * Requests of one client of the server: read, checked once, submitted to the export's store,
+ * answered.
  *
- *   stream ── decode ── request_check ── buffer ── (payload) ── req_submit ── sreq_done ── reply ── sreq_sent
+ *   stream ── decode ── request_check ── buffer ── payload ── req_submit ── sreq_done ── reply
  *      ▲                                   │
  *      └──────── held until a request, a buffer or room for replies is free ───────┘
  *
- * Invariants: what has passed request_check() is valid for the store; nobody looks again. A request that is refused leaves the
- * stream in step: its payload is skipped. What contradicts itself ends the connection. busy = requests out of the idle
- * list; a buffer belongs to one of them.
+ * Invariants: what has passed request_check() is valid for the store; nobody looks again. A request
+ * that is refused leaves the stream in step: its payload is skipped. What contradicts itself ends
+ * the connection. busy = requests out of the idle list; a buffer belongs to one of them.
  *
  * Locking: none; loop thread.
  */
@@ -105,7 +106,8 @@ static void sreq_sent(struct stream_frame *frame, int err)
 
 static void reply_data(struct sreq *s, struct wire_reply *reply)
 {
-	struct wire_run runs[WIRE_RUNS_MAX] = { { .len = (uint32_t)s->wire.range.len, .zero = true } };
+	struct wire_run all = { .len = (uint32_t)s->wire.range.len, .zero = true };
+	struct wire_run runs[WIRE_RUNS_MAX] = { all };
 	size_t data = 0, count = 1;
 	uint8_t *at = s->mem;
 	int n = 1;
@@ -164,7 +166,8 @@ static void sreq_reply(struct sreq *s, uint32_t code, uint64_t instance)
 {
 	struct sconn *c = s->conn;
 	struct wire_reply reply = { .op = s->wire.op, .id = s->wire.id, .len = s->wire.range.len,
-				    .instance = server_export_instance(c->sv, c->export, instance) };
+				    .instance = server_export_instance(c->sv, c->export,
+								       instance) };
 
 	s->iov[0] = (struct iovec){ s->head, WIRE_REPLY_LEN };
 	s->frame = (struct stream_frame){ .iov = s->iov, .iov_count = 1, .sent = sreq_sent };
@@ -191,7 +194,8 @@ static void sreq_done(struct req *req, int err)
 		return;
 	}
 	if (err)
-		snprintf(s->why, sizeof(s->why), "%s", req->ret_why ? req->ret_why : strerrordesc_np(-err));
+		snprintf(s->why, sizeof(s->why), "%s",
+			 req->ret_why ? req->ret_why : strerrordesc_np(-err));
 	if (s->wire.op == WIRE_WRITE || err)
 		sreq_mem_put(s);
 	sreq_reply(s, wire_code_of(err), req->ret_instance);
@@ -199,7 +203,8 @@ static void sreq_done(struct req *req, int err)
 
 /* ---- reading ---- */
 
-/* Everything about a request that does not follow from its own bytes is checked here, and nowhere else. */
+/* Everything about a request that does not follow from its own bytes is checked here, and nowhere
+ * else. */
 static uint32_t request_check(const struct sconn *c, const struct wire_request *w)
 {
 	const struct store_info *info = &c->export->store->info;
@@ -232,7 +237,8 @@ static void sreq_submit(struct sreq *s, enum req_op op)
 	s->req.extents = NULL;
 	s->req.done = sreq_done;
 	if (op == REQ_EXTENTS) {
-		s->extents = (struct extents){ .at = (struct extent *)(void *)s->mem, .max = s->wire.count };
+		s->extents = (struct extents){ .at = (struct extent *)(void *)s->mem,
+					       .max = s->wire.count };
 		s->req.extents = &s->extents;
 	}
 	c->in_store++;
@@ -266,7 +272,8 @@ static void write_receive(struct sconn *c, struct sreq *s, const struct wire_run
 
 enum read_result { READ_ON, READ_MORE /* bytes are needed */, READ_HOLD };
 
-static enum read_result request_refused(struct sconn *c, const struct wire_request *w, uint32_t code)
+static enum read_result request_refused(struct sconn *c, const struct wire_request *w,
+					uint32_t code)
 {
 	struct sreq *s = sreq_get(c, w);
 
@@ -291,13 +298,15 @@ static enum read_result request_begin(struct sconn *c, const struct wire_request
 	if (table) {
 		if (stream_avail(&c->stream) < WIRE_REQUEST_LEN + table)
 			return READ_MORE;
-		if (wire_runs_decode(stream_peek(&c->stream) + WIRE_REQUEST_LEN, w->count, w->range.len,
+		if (wire_runs_decode(stream_peek(&c->stream) + WIRE_REQUEST_LEN, w->count,
+				     w->range.len,
 				     w->payload - table, runs)) {
 			sconn_offend(c, "runs that contradict their request");
 			return READ_MORE;
 		}
 	}
-	if (w->op == WIRE_WRITE && w->payload == table && c->export->store->info.zero == CAP_NATIVE) {
+	if (w->op == WIRE_WRITE && w->payload == table &&
+	    c->export->store->info.zero == CAP_NATIVE) {
 		/* Nothing but zeros: no buffer is needed to say so. */
 		stream_take(&c->stream, WIRE_REQUEST_LEN + table);
 		c->sv->counts.zeros += w->range.len;
@@ -371,7 +380,8 @@ void sreqs_first(struct sconn *c)
 	struct sreq *s;
 
 	w.range = range_cut(c->first, range_of(0, info->size));
-	w.range = range_cut(w.range, range_of(w.range.off, MIN(WIRE_FIRST_MAX, (uint64_t)c->len_max)));
+	w.range = range_cut(w.range,
+			    range_of(w.range.off, MIN(WIRE_FIRST_MAX, (uint64_t)c->len_max)));
 	code = request_check(c, &w);
 	s = sreq_get(c, &w);
 	s->mem_len = wire_request_bytes(w.op, w.range.len, 0);

@@ -2,17 +2,20 @@
 /*
  * Streams: buffered reading and gathered writing on a connected socket, see stream.h.
  *
- * Place: below the protocols (client in back/remora*.c, server in front/server*.c), above the loop's ops.
+ * Place: below the protocols (client in back/remora*.c, server in front/server*.c), above the
+ * loop's ops.
  *
- * Reading is one op at a time: it receives into what is left of the fill, and into the free rest of the buffer behind
- * that. Writing is one op at a time: a batch taken from the two queues. A batch is sent from a post, so that what is
- * queued in one round of the loop leaves in one system call.
+ * Reading is one op at a time: it receives into what is left of the fill, and into the free rest of
+ * the buffer behind that. Writing is one op at a time: a batch taken from the two queues. A batch
+ * is sent from a post, so that what is queued in one round of the loop leaves in one system call.
  *
  * Invariants:
- *  - a frame is in out_urgent or out (nobody uses its memory yet), then in sending (the kernel may), then sent() is called;
- *    frames of one queue keep their order;
- *  - bytes in the buffer lie behind those that fill and skip still want, so while these are not done the buffer is empty;
- *  - after stream_stop() no callback but sent() and, last, stopped(); that one only when no op and no post is out.
+ *  - a frame is in out_urgent or out (nobody uses its memory yet), then in sending (the kernel
+ *    may), then sent() is called; frames of one queue keep their order;
+ *  - bytes in the buffer lie behind those that fill and skip still want, so while these are not
+ *    done the buffer is empty;
+ *  - after stream_stop() no callback but sent() and, last, stopped(); that one only when no op and
+ *    no post is out.
  *
  * Locking: the loop's thread.
  */
@@ -30,7 +33,8 @@ static void end_run(struct post *post);
 int stream_open(struct stream *s, struct loop *loop, int fd)
 {
 	CHECK(s->ready && s->lost && s->stopped && fd >= 0);
-	*s = (struct stream){ .ready = s->ready, .lost = s->lost, .stopped = s->stopped, .fd = fd, .loop = loop };
+	*s = (struct stream){ .ready = s->ready, .lost = s->lost, .stopped = s->stopped, .fd = fd,
+			      .loop = loop };
 	s->buf = malloc(STREAM_BUF_LEN);
 	if (!s->buf) {
 		loop_close_fd(loop, fd);
@@ -69,7 +73,8 @@ static void rx_next(struct stream *s)
 		s->tail -= s->head;
 		s->head = 0;
 	}
-	CHECK(s->tail < STREAM_BUF_LEN); /* else the owner wants more at a time than fits, or forgot to pause */
+	/* else the owner wants more at a time than fits, or forgot to pause */
+	CHECK(s->tail < STREAM_BUF_LEN);
 	if (s->fill_left) {
 		CHECK(s->head == s->tail);
 		int n = s->fill_count - s->fill_at;
@@ -147,7 +152,8 @@ bool stream_fill(struct stream *s, const struct iovec *iov, int iov_count)
 		s->head += n;
 		if (n == iov[i].iov_len)
 			continue;
-		s->fill[s->fill_count++] = (struct iovec){ (uint8_t *)iov[i].iov_base + n, iov[i].iov_len - n };
+		s->fill[s->fill_count++] = (struct iovec){ (uint8_t *)iov[i].iov_base + n,
+							   iov[i].iov_len - n };
 		s->fill_left += iov[i].iov_len - n;
 	}
 	return !s->fill_left;

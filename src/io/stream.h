@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A stream: a connected socket with a buffered reader and a gathering writer, for protocols with headers and payloads.
+ * A stream: a connected socket with a buffered reader and a gathering writer, for protocols with
+ * headers and payloads.
  *
- * Reading: bytes are read ahead into a small buffer, where headers are looked at; a payload is received where it shall
- * be (stream_fill), and only what had been read ahead of it is copied. Headers behind a payload come with the same
- * system call.
- * Writing: frames are lists of pieces of memory; all that wait are sent in one call, the urgent ones first. Nothing is
- * allocated after stream_open().
+ * Reading: bytes are read ahead into a small buffer, where headers are looked at; a payload is
+ * received where it shall be (stream_fill), and only what had been read ahead of it is copied.
+ * Headers behind a payload come with the same system call.
+ * Writing: frames are lists of pieces of memory; all that wait are sent in one call, the urgent
+ * ones first. Nothing is allocated after stream_open().
  *
  * Callbacks come from the loop, never from within a call to the stream.
  */
@@ -22,7 +23,8 @@
 struct stream_frame {
 	const struct iovec *iov; /* borrowed, as is what it names, until sent() */
 	int iov_count;		 /* 1 .. STREAM_IOV_MAX */
-	/* Once per stream_send(): 0 = handed to the system, or -errno. May free or reuse the frame. */
+	/* Once per stream_send(): 0 = handed to the system, or -errno. May free or reuse the
+	 * frame. */
 	void (*sent)(struct stream_frame *frame, int err);
 	/* the stream's */
 	size_t len;
@@ -31,9 +33,12 @@ struct stream_frame {
 
 struct stream {
 	/* the owner's, set before stream_open() */
-	void (*ready)(struct stream *s);	 /* new bytes in the buffer, or a fill that is complete */
-	void (*lost)(struct stream *s, int err); /* once: 0 = the peer has closed, or -errno. Nothing is read any more */
-	void (*stopped)(struct stream *s);	 /* the last callback: all is given back, the descriptor is closed */
+	/* new bytes in the buffer, or a fill that is complete */
+	void (*ready)(struct stream *s);
+	/* once: 0 = the peer has closed, or -errno. Nothing is read any more */
+	void (*lost)(struct stream *s, int err);
+	/* the last callback: all is given back, the descriptor is closed */
+	void (*stopped)(struct stream *s);
 
 	/* to be looked at */
 	int fd;
@@ -63,7 +68,8 @@ MUST_USE int stream_open(struct stream *s, struct loop *loop, int fd);
 /* Begins to read. Before that, frames may be sent. */
 void stream_start(struct stream *s);
 
-/* Ends it: frames that are not sent end with -ECANCELED, then stopped() is called. Asking twice is fine. */
+/* Ends it: frames that are not sent end with -ECANCELED, then stopped() is called. Asking twice is
+ * fine. */
 void stream_stop(struct stream *s);
 
 /* ---- reading; from ready(), or while paused ---- */
@@ -85,8 +91,8 @@ static inline void stream_take(struct stream *s, size_t len)
 	s->head += len;
 }
 
-/* The next bytes of the stream go there; iov is copied, with entries of length 0 left out. True when they have
- * arrived already, else ready() is called when they have. */
+/* The next bytes of the stream go there; iov is copied, with entries of length 0 left out. True
+ * when they have arrived already, else ready() is called when they have. */
 MUST_USE bool stream_fill(struct stream *s, const struct iovec *iov, int iov_count);
 /* The next bytes are thrown away. */
 MUST_USE bool stream_skip(struct stream *s, size_t len);

@@ -2,9 +2,10 @@
 /*
  * The Remora protocol: encoding and decoding, see wire/remora.h and docs/protocol.md.
  *
- * Used by the server (front/server*.c) and the client (back/remora*.c), which do the I/O. Everything that comes from a
- * peer passes through a decoder here before it is used; a decoder reads no byte that its caller has not promised, and
- * accepts only what is consistent. No state, no locks.
+ * Used by the server (front/server*.c) and the client (back/remora*.c), which do the I/O.
+ * Everything that comes from a peer passes through a decoder here before it is used; a decoder
+ * reads no byte that its caller has not promised, and accepts only what is consistent. No state, no
+ * locks.
  */
 #include "wire/remora.h"
 
@@ -24,7 +25,8 @@ static const uint8_t hello_magic[8] = { 'R', 'E', 'M', 'O', 'R', 'A', '?', '\n' 
 static const uint8_t answer_magic[8] = { 'R', 'E', 'M', 'O', 'R', 'A', '!', '\n' };
 
 static_assert(WIRE_LEN_MAX < RUN_ZERO, "the length of a run has 31 bits");
-static_assert(WIRE_LEN_MAX + WIRE_RUNS_MAX * WIRE_RUN_LEN <= UINT32_MAX, "a payload's length has 32 bits");
+static_assert(WIRE_LEN_MAX + WIRE_RUNS_MAX * WIRE_RUN_LEN <= UINT32_MAX,
+	      "a payload's length has 32 bits");
 static_assert(RESOURCE_SIZE_MAX < EXTENT_ZERO, "the length of an extent has 63 bits");
 static_assert(WIRE_HELLO_MAX <= HELLO_ANY_MAX, "version 1 keeps the limit of all versions");
 
@@ -158,7 +160,8 @@ int wire_answer_prefix(const uint8_t *at, enum wire_answer *ret_kind, size_t *re
 
 	if (memcmp(at, answer_magic, sizeof(answer_magic)) != 0)
 		return -EPROTO;
-	/* A refusal keeps its form in every version, so that an old client can read a new server's. */
+	/* A refusal keeps its form in every version, so that an old client can read a new
+	 * server's. */
 	if (get16(at + 8) != WIRE_VERSION && kind != WIRE_REFUSAL)
 		return -EPROTO;
 	switch (kind) {
@@ -184,15 +187,16 @@ int wire_answer_prefix(const uint8_t *at, enum wire_answer *ret_kind, size_t *re
 
 static bool welcome_plausible(const struct wire_welcome *w)
 {
-	if (w->size > RESOURCE_SIZE_MAX || !is_pow2(w->align) || w->align > CHUNK_MAX)
+	if (w->size > RESOURCE_SIZE_MAX || !is_pow2(w->align) || w->align > STORE_ALIGN_MAX)
 		return false;
 	if (!is_pow2(w->chunk) || w->chunk < CHUNK_MIN || w->chunk > CHUNK_MAX)
 		return false;
-	if (!w->len_max || w->len_max > WIRE_LEN_MAX || w->len_max % w->align || w->bytes_max < w->len_max)
+	if (!w->len_max || w->len_max > WIRE_LEN_MAX || w->len_max % w->align ||
+	    w->bytes_max < w->len_max)
 		return false;
 	if (!w->requests_max || !w->conns_max || w->caps & ~(uint32_t)WIRE_CAPS || !w->instance)
 		return false;
-	return w->keep_alive_ms && w->silence_ms > w->keep_alive_ms;
+	return w->keep_alive_ms >= WIRE_KEEP_ALIVE_MIN_MS && w->silence_ms > w->keep_alive_ms;
 }
 
 int wire_welcome_decode(const uint8_t *at, size_t len, struct wire_welcome *ret)
@@ -303,7 +307,8 @@ int wire_list_next(const uint8_t *at, size_t len, size_t *pos, struct wire_entry
 	if (*pos > len || len - *pos < WIRE_ENTRY_LEN)
 		return -EPROTO;
 	*ret = (struct wire_entry){ .size = get64(from), .name_len = get16(from + 8),
-				    .read_only = get16(from + 10) & 1, .name = from + WIRE_ENTRY_LEN };
+				    .read_only = get16(from + 10) & 1,
+				    .name = from + WIRE_ENTRY_LEN };
 	if (get16(from + 10) & ~1u || get32(from + 12) || ret->size > RESOURCE_SIZE_MAX)
 		return -EPROTO;
 	if (ret->name_len > NAME_LEN_MAX || ret->name_len > len - *pos - WIRE_ENTRY_LEN)
@@ -330,7 +335,8 @@ int wire_list_decode(const uint8_t *at, size_t len, uint32_t *ret_count)
 
 /* ---- requests and replies ---- */
 
-/* The payload of a WRITE, and of the reply to a READ: runs, if any, and not more data than the range has. */
+/* The payload of a WRITE, and of the reply to a READ: runs, if any, and not more data than the
+ * range has. */
 static bool payload_plausible(uint64_t len, uint32_t count, uint32_t payload)
 {
 	if (len > WIRE_LEN_MAX || count > WIRE_RUNS_MAX)
@@ -346,7 +352,8 @@ int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN], struct wire_r
 		.op = at[4], .flags = at[5], .count = get16(at + 6), .id = get64(at + 8),
 		.range = range_of(get64(at + 16), get64(at + 24)), .payload = get32(at + 32),
 	};
-	if (get32(at) != REQUEST_MAGIC || get32(at + 36) || ret->flags & ~(unsigned)WIRE_REQUEST_FLAGS)
+	if (get32(at) != REQUEST_MAGIC || get32(at + 36) ||
+	    ret->flags & ~(unsigned)WIRE_REQUEST_FLAGS)
 		return -EPROTO;
 	if (!range_valid(ret->range))
 		return -EPROTO;
@@ -393,7 +400,8 @@ void wire_request_encode(const struct wire_request *request, uint8_t at[static W
 int wire_reply_decode(const uint8_t at[static WIRE_REPLY_LEN], struct wire_reply *ret)
 {
 	*ret = (struct wire_reply){
-		.op = at[4], .count = get16(at + 6), .id = get64(at + 8), .instance = get64(at + 16),
+		.op = at[4], .count = get16(at + 6), .id = get64(at + 8),
+		.instance = get64(at + 16),
 		.len = get64(at + 24), .code = get32(at + 32), .payload = get32(at + 36),
 	};
 	if (get32(at) != REPLY_MAGIC || at[5] || !ret->op || ret->op >= WIRE_OPS_END)
@@ -444,8 +452,10 @@ bool wire_is_zero(const uint8_t *at, size_t len)
 
 	if (len <= sizeof(zero))
 		return memcmp(at, zero, len) == 0;
-	/* Most data differs in its first bytes; what does not is compared with itself, which memcmp does fast. */
-	return memcmp(at, zero, sizeof(zero)) == 0 && memcmp(at, at + sizeof(zero), len - sizeof(zero)) == 0;
+	/* Most data differs in its first bytes; what does not is compared with itself, which memcmp
+	 * does fast. */
+	return memcmp(at, zero, sizeof(zero)) == 0 &&
+	       memcmp(at, at + sizeof(zero), len - sizeof(zero)) == 0;
 }
 
 size_t wire_runs_find(const uint8_t *data, size_t len, struct wire_run runs[static WIRE_RUNS_MAX],

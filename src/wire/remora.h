@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The Remora protocol, version 1: bytes to structs and back. Pure functions: no I/O, no allocation, no state. What
- * each byte means is in docs/protocol.md, whose vectors are a test.
+ * The Remora protocol, version 1: bytes to structs and back. Pure functions: no I/O, no allocation,
+ * no state. What each byte means is in docs/protocol.md, whose vectors are a test.
  *
- * A decoder takes bytes from a stranger. What it accepts is consistent in itself (magic, known values, lengths that
- * agree with one another and lie under the limits); whether it fits the resource is the receiver's to check. All
- * decoders return 0 or -EPROTO, but where a function says otherwise.
+ * A decoder takes bytes from a stranger. What it accepts is consistent in itself (magic, known
+ * values, lengths that agree with one another and lie under the limits); whether it fits the
+ * resource is the receiver's to check. All decoders return 0 or -EPROTO, but where a function says
+ * otherwise.
  */
 #ifndef REMORA_WIRE_REMORA_H
 #define REMORA_WIRE_REMORA_H
@@ -37,6 +38,7 @@
 #define WIRE_ID_FIRST 0u /* the request id of the read that came with the hello */
 #define WIRE_FIRST_MAX (1 * MIB)
 #define WIRE_SESSION_LEN 16u
+#define WIRE_KEEP_ALIVE_MIN_MS 10u
 
 static_assert(WIRE_REQUEST_LEN == WIRE_REPLY_LEN, "WIRE_HEAD_MAX serves both");
 
@@ -85,12 +87,15 @@ enum { WIRE_HELLO_READ_ONLY = 1u << 0, WIRE_HELLO_LIST = 1u << 1, WIRE_HELLO_FLA
 struct wire_hello {
 	uint16_t version_min, version_max;
 	uint8_t session[WIRE_SESSION_LEN]; /* random; ties the connections of one client together */
-	uint16_t index;			   /* of this connection in the session; 0 = urgent things */
+	/* of this connection in the session; 0 = urgent things */
+	uint16_t index;
 	uint16_t conns;			   /* how many the client means to have */
-	uint32_t attempt;		   /* grows with each connection of this session and index */
+	/* grows with each connection of this session and index */
+	uint32_t attempt;
 	uint32_t flags;
 	uint32_t payload_max;		   /* what the client takes in one reply */
-	struct range first;		   /* to be read at once, cut to what there is; length 0 = nothing */
+	/* to be read at once, cut to what there is; length 0 = nothing */
+	struct range first;
 	uint16_t name_len;
 	const uint8_t *name;		   /* decoded: points into the input; no zero at the end */
 };
@@ -111,7 +116,8 @@ struct wire_welcome {
 	uint64_t size, instance, identity;
 	uint32_t chunk, align, len_max;
 	uint32_t requests_max;	/* in flight on this connection */
-	uint64_t bytes_max;	/* of READ and WRITE in flight on this connection; at least len_max */
+	/* of READ and WRITE in flight on this connection; at least len_max */
+	uint64_t bytes_max;
 	uint32_t caps;
 	uint32_t keep_alive_ms; /* each side sends something at least so often */
 	uint32_t silence_ms;	/* and takes the other for dead after so long */
@@ -133,7 +139,8 @@ struct wire_entry {
 
 struct wire_request {
 	uint8_t op, flags;
-	uint16_t count;	  /* WRITE: runs in front of the payload, 0 = none; EXTENTS: how many at most */
+	/* WRITE: runs in front of the payload, 0 = none; EXTENTS: how many at most */
+	uint16_t count;
 	uint64_t id;
 	struct range range;
 	uint32_t payload; /* bytes behind the header: runs and data */
@@ -146,13 +153,14 @@ struct wire_reply {
 	uint64_t instance;
 	uint32_t code;
 	uint32_t payload; /* runs and data, extents, or the text of an error */
-	uint64_t len;	  /* of the range that was asked for (of the first read: what there was of it) */
+	/* of the range that was asked for (of the first read: what there was of it) */
+	uint64_t len;
 };
 
 /* ---- handshake ---- */
 
-/* The first WIRE_PREFIX_LEN bytes of a hello. *ret_len = length of all of it, at most WIRE_HELLO_MAX for version 1 and
- * 4096 for any. -EPROTONOSUPPORT when no version is shared. */
+/* The first WIRE_PREFIX_LEN bytes of a hello. *ret_len = length of all of it, at most
+ * WIRE_HELLO_MAX for version 1 and 4096 for any. -EPROTONOSUPPORT when no version is shared. */
 MUST_USE int wire_hello_prefix(const uint8_t *at, size_t *ret_len, struct wire_hello *ret);
 MUST_USE int wire_hello_decode(const uint8_t *at, size_t len, struct wire_hello *ret);
 size_t wire_hello_encode(const struct wire_hello *hello, uint8_t at[static WIRE_HELLO_MAX]);
@@ -164,8 +172,8 @@ size_t wire_welcome_encode(const struct wire_welcome *welcome, uint8_t at[static
 MUST_USE int wire_refusal_decode(const uint8_t *at, size_t len, struct wire_refusal *ret);
 size_t wire_refusal_encode(uint32_t code, const char *text, uint8_t *at, size_t room);
 
-/* A list is built entry by entry: wire_list_add() gives the new length, or 0 when it does not fit into `room`;
- * wire_list_finish() writes the header. len starts as WIRE_LIST_LEN. */
+/* A list is built entry by entry: wire_list_add() gives the new length, or 0 when it does not fit
+ * into `room`; wire_list_finish() writes the header. len starts as WIRE_LIST_LEN. */
 size_t wire_list_add(uint8_t *at, size_t room, size_t len, const struct wire_entry *entry);
 void wire_list_finish(uint8_t *at, size_t len, uint32_t count);
 /* Checks all of it. Then wire_list_next() from *pos = WIRE_LIST_LEN on, count times. */
@@ -174,12 +182,14 @@ MUST_USE int wire_list_next(const uint8_t *at, size_t len, size_t *pos, struct w
 
 /* ---- requests and replies ---- */
 
-MUST_USE int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN], struct wire_request *ret);
+MUST_USE int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN],
+				 struct wire_request *ret);
 void wire_request_encode(const struct wire_request *request, uint8_t at[static WIRE_REQUEST_LEN]);
 MUST_USE int wire_reply_decode(const uint8_t at[static WIRE_REPLY_LEN], struct wire_reply *ret);
 void wire_reply_encode(const struct wire_reply *reply, uint8_t at[static WIRE_REPLY_LEN]);
 
-/* What a request counts against wire_welcome.bytes_max: its data, or room for its extents, in whole blocks of 4 KiB. */
+/* What a request counts against wire_welcome.bytes_max: its data, or room for its extents, in whole
+ * blocks of 4 KiB. */
 uint64_t wire_request_bytes(uint8_t op, uint64_t len, size_t extents_max);
 
 /* ---- runs: which parts of a payload are zeros and therefore not sent ---- */
@@ -189,8 +199,8 @@ struct wire_run {
 	bool zero;
 };
 
-/* Looks for blocks of zeros. Returns the number of runs, 0 when nothing is to be gained. *ret_data = bytes that are
- * not in zero runs. */
+/* Looks for blocks of zeros. Returns the number of runs, 0 when nothing is to be gained. *ret_data
+ * = bytes that are not in zero runs. */
 size_t wire_runs_find(const uint8_t *data, size_t len, struct wire_run runs[static WIRE_RUNS_MAX],
 		      size_t *ret_data);
 void wire_runs_encode(const struct wire_run *runs, size_t count, uint8_t *at);
@@ -202,7 +212,8 @@ bool wire_is_zero(const uint8_t *at, size_t len);
 
 /* One extent of an EXTENTS reply. */
 void wire_extent_encode(uint64_t len, bool zero, uint8_t at[static WIRE_EXTENT_LEN]);
-void wire_extent_decode(const uint8_t at[static WIRE_EXTENT_LEN], uint64_t *ret_len, bool *ret_zero);
+void wire_extent_decode(const uint8_t at[static WIRE_EXTENT_LEN], uint64_t *ret_len,
+			bool *ret_zero);
 
 /* ---- errors ---- */
 

@@ -1,397 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Client and server of the Remora protocol in one simulated world: delays, cuts, partitions, crashes of the server, against a
- * model that knows what may be read. A failing seed is printed; REMORA_SEED=n (or an argument) runs it alone, REMORA_SEEDS=n
- * sets how many are run.
+ * Client and server of the Remora protocol in one simulated world: delays, cuts, partitions,
+ * crashes of the server, against a model that knows what may be read. A failing seed is printed;
+ * REMORA_SEED=n (or an argument) runs it alone, REMORA_SEEDS=n sets how many are run.
  *
- * The resource consists of cells. A write gives each of its cells a new version, higher than all before; requests that
- * touch the same cell are not in flight at the same time when one of them writes. So:
- *  - in the store, the version of a cell never falls (an old write landed on a newer one), but for a crash;
+ * The resource consists of cells. A write gives each of its cells a new version, higher than all
+ * before; requests that touch the same cell are not in flight at the same time when one of them
+ * writes. So:
+ *  - in the store, the version of a cell never falls (an old write landed on a newer one), but for
+ *    a crash;
  *  - what is read is exactly the last acknowledged version, as long as the instance is the same;
  *  - after a restart it is at least what a FLUSH of the same instance has covered.
  */
-#include <errno.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-#include "back/remora.h"
-#include "base/cleanup.h"
-#include "front/server.h"
-#include "io/sim.h"
-#include "store/spec.h"
-
-#define CELL 8192u
-#define CELLS 64u
-#define SIZE (CELL * CELLS)
-#define DEPTH 24u
-#define TASKS 512u
-#define MS NS_PER_MS
-
-const struct store_kind store_kinds[] = { { 0 } }; /* no specs here */
-
-static uint64_t seed_now;
-
-/* ---- the disk, which outlives its server, and the store on it ---- */
-
-struct disk {
-	uint64_t version[CELLS], durable[CELLS];
-	uint64_t size;
-	uint64_t landed_old; /* writes that found something newer in their place: must stay 0 */
-	uint64_t writes;
-	/* of the store: how long it takes */
-	uint64_t delay_max_ns, slow_max_ns;
-	uint32_t slow_per_million, error_per_million;
-	struct rng rng;
-};
-
-struct task {
-	struct timer timer;
-	struct req *req;
-	struct tstore *store;
-};
-
-struct tstore {
-	struct store store;
-	struct disk *disk;
-	struct task task[TASKS];
-};
-
-/* A cell's bytes follow from its number and version; some blocks of it are zeros, so that runs are at work. */
-static void cell_fill(uint8_t *at, unsigned cell, uint64_t version)
-{
-	uint64_t word = version << 8 | (cell & 0xff);
-
-	memset(at, 0, CELL);
-	for (unsigned i = 0; i < CELL; i += 8)
-		if ((i < CELL / 2) ^ (version % 3 == 1) || version % 3 == 2)
-			memcpy(at + i, &word, 8);
-}
-
-static uint64_t cell_parse(const uint8_t *at, unsigned cell)
-{
-	uint8_t expected[CELL];
-	uint64_t word, other;
-
-	memcpy(&word, at, 8);
-	memcpy(&other, at + CELL / 2, 8);
-	word = word ? word : other;
-	if (word)
-		assert_int_equal(word & 0xff, cell & 0xff);
-	/* Version 0 is how it all begins: zeros. */
-	cell_fill(expected, cell, word >> 8);
-	if (word)
-		assert_memory_equal(at, expected, CELL);
-	else
-		for (unsigned i = 0; i < CELL; i++)
-			assert_int_equal(at[i], 0);
-	return word >> 8;
-}
-
-static void disk_init(struct disk *d, uint64_t seed)
-{
-	memset(d, 0, sizeof(*d));
-	d->size = SIZE;
-	d->delay_max_ns = 3 * MS;
-	rng_init(&d->rng, seed);
-}
-
-static void disk_write(struct disk *d, const struct req *req)
-{
-	unsigned first = (unsigned)(req->range.off / CELL), count = (unsigned)(req->range.len / CELL);
-
-	for (unsigned i = 0; i < count; i++) {
-		uint64_t version = cell_parse(req->data.base + (size_t)i * CELL, first + i);
-
-		if (version < d->version[first + i])
-			d->landed_old++;
-		d->version[first + i] = version;
-		d->writes++;
-	}
-}
-
-static void disk_read(const struct disk *d, const struct req *req)
-{
-	unsigned first = (unsigned)(req->range.off / CELL), count = (unsigned)(req->range.len / CELL);
-
-	for (unsigned i = 0; i < count; i++) {
-		if (d->version[first + i])
-			cell_fill(req->data.base + (size_t)i * CELL, first + i, d->version[first + i]);
-		else
-			memset(req->data.base + (size_t)i * CELL, 0, CELL);
-	}
-}
-
-static void task_run(struct timer *timer)
-{
-	struct task *t = CONTAINER_OF(timer, struct task, timer);
-	struct req *req = t->req;
-	struct disk *d = t->store->disk;
-	int err = 0;
-
-	t->req = NULL;
-	if (rng_chance(&d->rng, d->error_per_million)) {
-		req->ret_why = "the simulated disk failed";
-		err = -EIO;
-	} else if (req->op == REQ_WRITE) {
-		disk_write(d, req);
-	} else if (req->op == REQ_READ) {
-		disk_read(d, req);
-	} else if (req->op == REQ_FLUSH) {
-		memcpy(d->durable, d->version, sizeof(d->durable));
-	}
-	req_done(req, err);
-}
-
-static void tstore_submit(struct store *store, struct req *req)
-{
-	struct tstore *s = CONTAINER_OF(store, struct tstore, store);
-	struct disk *d = s->disk;
-	uint64_t wait = rng_below(&d->rng, d->delay_max_ns + 1);
-
-	if (rng_chance(&d->rng, d->slow_per_million))
-		wait += rng_below(&d->rng, d->slow_max_ns + 1);
-	for (unsigned i = 0; i < TASKS; i++) {
-		if (s->task[i].req)
-			continue;
-		s->task[i].req = req;
-		timer_set(store->loop, &s->task[i].timer, loop_now(store->loop) + wait);
-		return;
-	}
-	fail_msg("more requests in the store than the server may send");
-}
-
-static void tstore_abort(struct store *store)
-{
-	struct tstore *s = CONTAINER_OF(store, struct tstore, store);
-
-	for (unsigned i = 0; i < TASKS; i++) {
-		struct req *req = s->task[i].req;
-
-		if (!req)
-			continue;
-		timer_clear(store->loop, &s->task[i].timer);
-		s->task[i].req = NULL;
-		req_done(req, -ESHUTDOWN);
-	}
-}
-
-static const struct store_ops tstore_ops = { .name = "disk", .submit = tstore_submit, .abort = tstore_abort };
-
-static struct tstore *tstore_open(struct loop *loop, struct disk *d)
-{
-	struct tstore *s = calloc(1, sizeof(*s));
-
-	assert_non_null(s);
-	s->disk = d;
-	for (unsigned i = 0; i < TASKS; i++) {
-		s->task[i].timer.fire = task_run;
-		s->task[i].store = s;
-	}
-	s->store.info = (struct store_info){ .size = d->size, .align = CELL, .len_max = 16 * CELL,
-					     .flush = CAP_NATIVE, .fua = CAP_NONE };
-	store_init(&s->store, &tstore_ops, loop, NULL);
-	return s;
-}
-
-/* ---- the world ---- */
-
-struct world {
-	struct sim *sim;
-	struct rng rng;
-	struct disk disk;
-	struct server_limits limits;
-	struct sock_addr addr;
-	struct loop *server_loop, *client_loop;
-	struct tstore *store;
-	struct server *server;
-	struct store *client;
-	unsigned lost, back, restarted;
-	uint64_t instances[64];
-	unsigned instance_count;
-};
-
-static void server_up(struct world *w)
-{
-	struct loop_options lo = { .engine = LOOP_SIM, .sim = w->sim };
-	struct server_export x = { .name = "disk" };
-	struct server_options o = { .exports = &x, .export_count = 1, .limits = w->limits };
-	struct err e = { 0 };
-
-	CHECK(!w->server);
-	assert_int_equal(loop_open(&w->server_loop, &lo, &e), 0);
-	w->store = tstore_open(w->server_loop, &w->disk);
-	x.store = &w->store->store;
-	assert_int_equal(server_open(&w->server, w->server_loop, &o, &e), 0);
-	if (server_listen(w->server, &w->addr, NULL, &e))
-		fail_msg("%s", e.text);
-}
-
-static void server_crash(struct world *w, bool lose)
-{
-	if (!w->server)
-		return;
-	sim_crash(w->sim, w->server_loop);
-	server_abandon(w->server);
-	free(w->store);
-	w->server = NULL;
-	w->server_loop = NULL;
-	for (unsigned i = 0; lose && i < CELLS; i++) {
-		if (rng_chance(&w->disk.rng, 500000))
-			w->disk.version[i] = w->disk.durable[i];
-		w->disk.durable[i] = w->disk.version[i];
-	}
-}
-
-static void set_flag(void *arg)
-{
-	*(bool *)arg = true;
-}
-
-static void server_down(struct world *w, uint64_t grace_ns)
-{
-	bool closed = false, store_closed = false;
-
-	if (!w->server)
-		return;
-	server_close(w->server, grace_ns, set_flag, &closed);
-	assert_int_equal(sim_run_until(w->sim, &closed, NEVER_NS), 0);
-	store_abort(&w->store->store);
-	store_close(&w->store->store, set_flag, &store_closed);
-	assert_int_equal(sim_run_until(w->sim, &store_closed, NEVER_NS), 0);
-	loop_close(w->server_loop);
-	w->server = NULL;
-	w->server_loop = NULL;
-}
-
-static void on_event(void *arg, struct store *store, enum store_event event)
-{
-	struct world *w = arg;
-
-	if (event == STORE_LOST)
-		w->lost++;
-	else if (event == STORE_BACK)
-		w->back++;
-	else
-		w->restarted++;
-	if (event != STORE_RESTARTED)
-		return;
-	assert_true(w->instance_count < ARRAY_LEN(w->instances));
-	w->instances[w->instance_count++] = store->info.instance;
-}
-
-static void world_open(struct world *w, uint64_t seed)
-{
-	struct loop_options lo = { .engine = LOOP_SIM };
-
-	memset(w, 0, sizeof(*w));
-	rng_init(&w->rng, seed * 7919 + 1);
-	assert_int_equal(sim_open(&w->sim, seed), 0);
-	disk_init(&w->disk, seed + 1000003);
-	lo.sim = w->sim;
-	assert_int_equal(loop_open(&w->client_loop, &lo, NULL), 0);
-	assert_int_equal(sock_parse("unix:/sim/server", &w->addr, NULL), 0);
-}
-
-static void client_up(struct world *w, const struct remora_options *options)
-{
-	struct remora_options o;
-	struct err e = { 0 };
-
-	remora_options_init(&o);
-	if (options)
-		o = *options;
-	o.addr = w->addr;
-	o.fd = -1;
-	o.name = "disk";
-	if (remora_connect(&w->client, w->client_loop, &o, &e))
-		fail_msg("seed %llu: %s", (unsigned long long)seed_now, e.text);
-	w->client->on_event = on_event;
-	w->client->on_event_arg = w;
-	w->instances[w->instance_count++] = w->client->info.instance;
-}
-
-static void world_close(struct world *w)
-{
-	store_close_wait(w->client);
-	server_down(w, 0);
-	loop_close(w->client_loop);
-	sim_close(w->sim);
-	assert_int_equal(w->disk.landed_old, 0);
-}
-
-static void run_for(struct world *w, uint64_t ns)
-{
-	bool never = false;
-	int r = sim_run_until(w->sim, &never, sim_now(w->sim) + ns);
-
-	assert_true(r == -ETIMEDOUT || r == -EDEADLK);
-}
-
-/* ---- single requests, for the scenarios ---- */
-
-struct one {
-	struct req req;
-	struct world *w;
-	uint8_t *buf;
-	bool done;
-	int err;
-	uint64_t at_ns;
-	unsigned restarted; /* how many were told when it completed */
-	char why[128];
-};
-
-static void one_done(struct req *req, int err)
-{
-	struct one *o = CONTAINER_OF(req, struct one, req);
-
-	assert_false(o->done);
-	o->done = true;
-	o->err = err;
-	o->at_ns = sim_now(o->w->sim);
-	o->restarted = o->w->restarted;
-	snprintf(o->why, sizeof(o->why), "%s", req->ret_why ? req->ret_why : "");
-}
-
-static void one_start(struct one *o, struct world *w, enum req_op op, unsigned cell, unsigned count, uint64_t version,
-		      uint32_t flags)
-{
-	memset(o, 0, sizeof(*o));
-	o->w = w;
-	o->buf = malloc((size_t)count * CELL + 1);
-	for (unsigned i = 0; i < count; i++)
-		cell_fill(o->buf + (size_t)i * CELL, cell + i, version);
-	o->req.op = op;
-	o->req.flags = flags;
-	o->req.range = op == REQ_FLUSH ? range_of(0, 0) : range_of((uint64_t)cell * CELL, (uint64_t)count * CELL);
-	o->req.data = (struct iobuf){ o->buf, (size_t)count * CELL };
-	o->req.done = one_done;
-	req_submit(w->client, &o->req);
-}
-
-static void one_wait(struct one *o)
-{
-	int r = sim_run_until(o->w->sim, &o->done, sim_now(o->w->sim) + 1000 * NS_PER_S);
-
-	assert_int_equal(r, 0);
-	free(o->buf);
-	o->buf = NULL;
-}
-
-static int one_run(struct world *w, enum req_op op, unsigned cell, uint64_t version)
-{
-	struct one o;
-
-	one_start(&o, w, op, cell, op == REQ_FLUSH ? 0 : 1, version, 0);
-	one_wait(&o);
-	return o.err;
-}
+#include "protocol_world.h"
 
 /* ---- scenarios ---- */
 
@@ -621,7 +245,8 @@ static void urgent_requests_do_not_wait_behind_bulk(void **state)
 		world_open(&w, 9);
 		w.disk.delay_max_ns = 0;
 		server_up(&w);
-		client_up(&w, &(struct remora_options){ .connections = connections, .for_ns = 600 * NS_PER_S });
+		client_up(&w, &(struct remora_options){ .connections = connections,
+							.for_ns = 600 * NS_PER_S });
 		run_for(&w, 100 * MS);
 		sim_net(w.sim)->bytes_per_s = MIB;
 		sim_net(w.sim)->buffer_bytes = 32768;
@@ -681,7 +306,8 @@ static void closing_the_store_completes_everything(void **state)
 		w.disk.delay_max_ns = 50 * MS;
 		sim_net(w.sim)->delay_max_ns = 10 * MS;
 		server_up(&w);
-		client_up(&w, &(struct remora_options){ .connections = 1 + seed % 3, .for_ns = NEVER_NS });
+		client_up(&w, &(struct remora_options){ .connections = 1 + seed % 3,
+							.for_ns = NEVER_NS });
 		for (unsigned i = 0; i < 30; i++)
 			one_start(&o[i], &w, i % 3 ? REQ_WRITE : REQ_READ, i * 2, 2, 1, 0);
 		run_for(&w, rng_below(&w.rng, 100 * MS));
@@ -770,7 +396,8 @@ static void model_read_done(struct mop *op, int err)
 			continue;
 		version = cell_parse(op->buf + (size_t)i * CELL, op->first + i);
 		if (c->exact && c->instance == op->req.ret_instance)
-			MUST(version == c->value); /* a read returns what the last acknowledged write put there */
+			/* a read returns what the last acknowledged write put there */
+			MUST(version == c->value);
 		MUST(version >= c->base);	   /* and what was flushed is never lost */
 		MUST(version <= op->m->version);
 		c->exact = true;
@@ -802,7 +429,8 @@ static void model_done(struct req *req, int err)
 	if (err) {
 		m->failed++;
 		m->timed_out += err == -ETIMEDOUT;
-		MUST((err == -ETIMEDOUT && m->may_time_out) || (err == -EIO && m->may_fail) || err == -ESHUTDOWN);
+		MUST((err == -ETIMEDOUT && m->may_time_out) || (err == -EIO && m->may_fail) ||
+		     err == -ESHUTDOWN);
 	} else if (req->op != REQ_EXTENTS && req->op != REQ_PREFETCH) {
 		/* Those above have heard of an instance before anything is answered by it. */
 		MUST(instance_known(&m->w, req->ret_instance));
@@ -859,8 +487,9 @@ static void op_fill(struct mop *op)
 
 static void model_submit(struct model *m)
 {
-	static const enum req_op ops[] = { REQ_READ,  REQ_READ,	 REQ_READ,  REQ_READ,	 REQ_WRITE,   REQ_WRITE,
-					   REQ_WRITE, REQ_WRITE, REQ_FLUSH, REQ_EXTENTS, REQ_PREFETCH };
+	static const enum req_op ops[] = { REQ_READ,  REQ_READ,	 REQ_READ,  REQ_READ,
+					   REQ_WRITE, REQ_WRITE, REQ_WRITE, REQ_WRITE,
+					   REQ_FLUSH, REQ_EXTENTS, REQ_PREFETCH };
 	struct rng *r = &m->w.rng;
 	struct mop *op = NULL;
 
@@ -869,7 +498,9 @@ static void model_submit(struct model *m)
 	if (!op)
 		return;
 	op->req.op = ops[rng_below(r, ARRAY_LEN(ops))];
-	op->req.flags = rng_chance(r, 200000) ? REQ_URGENT : rng_chance(r, 200000) ? REQ_BACKGROUND : 0;
+	op->req.flags = rng_chance(r, 200000) ? REQ_URGENT : 0;
+	if (!op->req.flags && rng_chance(r, 200000))
+		op->req.flags = REQ_BACKGROUND;
 	op->count = 1 + (unsigned)rng_below(r, rng_chance(r, 300000) ? 8 : 2);
 	op->first = (unsigned)rng_below(r, CELLS - op->count + 1);
 	if ((op->req.op == REQ_READ || op->req.op == REQ_WRITE) &&
@@ -939,7 +570,8 @@ static void model_fault(struct model *m)
 		break;
 	case 2:
 		sim_partition(w->sim, w->client_loop, true);
-		run_for(w, rng_below(&w->rng, rng_chance(&w->rng, 300000) ? 30 * NS_PER_S : NS_PER_S));
+		run_for(w,
+			rng_below(&w->rng, rng_chance(&w->rng, 300000) ? 30 * NS_PER_S : NS_PER_S));
 		sim_partition(w->sim, w->client_loop, false);
 		break;
 	case 3:
@@ -997,7 +629,7 @@ static void model_end(struct model *m)
 	}
 }
 
-static void model_run(uint64_t seed)
+static uint64_t model_run(uint64_t seed)
 {
 	struct model *m = malloc(sizeof(*m));
 	struct rng *r;
@@ -1022,7 +654,6 @@ static void model_run(uint64_t seed)
 	}
 	model_end(m);
 	digest = sim_digest(m->w.sim);
-	(void)digest;
 	world_close(&m->w);
 	for (unsigned i = 0; i < DEPTH; i++) {
 		MUST(!m->op[i].busy);
@@ -1030,6 +661,8 @@ static void model_run(uint64_t seed)
 		free(m->op[i].snap);
 	}
 	free(m);
+	seed_now = 0;
+	return digest;
 }
 
 static uint64_t env_number(const char *name, uint64_t otherwise)
@@ -1052,10 +685,26 @@ static void random_faults_against_the_model(void **state)
 		model_run(seed);
 }
 
+static void a_seed_replays_the_same_run(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 1; seed <= 5; seed++)
+		assert_int_equal(model_run(seed), model_run(seed));
+}
+
+static int tell_seed_of_failure(void **state)
+{
+	(void)state;
+	if (seed_now)
+		fprintf(stderr, "# failed with REMORA_SEED=%llu\n", (unsigned long long)seed_now);
+	return 0;
+}
+
 static void tell_seed(int sig)
 {
 	char text[64];
-	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n", (unsigned long long)seed_now);
+	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n",
+			 (unsigned long long)seed_now);
 
 	(void)!write(STDERR_FILENO, text, (size_t)n);
 	signal(sig, SIG_DFL);
@@ -1076,7 +725,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(urgent_requests_do_not_wait_behind_bulk),
 		cmocka_unit_test(a_write_that_was_given_up_never_lands_on_a_newer_one),
 		cmocka_unit_test(closing_the_store_completes_everything),
-		cmocka_unit_test(random_faults_against_the_model),
+		cmocka_unit_test_teardown(a_seed_replays_the_same_run, tell_seed_of_failure),
+		cmocka_unit_test_teardown(random_faults_against_the_model, tell_seed_of_failure),
 	};
 
 	if (argc > 1)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The bytes of the Remora protocol: the vectors of docs/protocol.md, read from there, and what decoders must refuse.
+ * The bytes of the Remora protocol: the vectors of docs/protocol.md, read from there, and what
+ * decoders must refuse.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -57,11 +58,13 @@ static size_t vector(const char *name, uint8_t *at, size_t room)
 	return len;
 }
 
-static const uint8_t session[WIRE_SESSION_LEN] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 };
+static const uint8_t session[WIRE_SESSION_LEN] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+						   15, 16 };
 
 static void hello_is_as_documented(void **state)
 {
-	struct wire_hello hello = { .version_min = 1, .version_max = 1, .index = 1, .conns = 2, .attempt = 7,
+	struct wire_hello hello = { .version_min = 1, .version_max = 1, .index = 1, .conns = 2,
+				    .attempt = 7,
 				    .flags = WIRE_HELLO_READ_ONLY, .payload_max = 0x1000100,
 				    .first = { 0x1000, 0x2000 }, .name_len = 8,
 				    .name = (const uint8_t *)"disk.img" };
@@ -85,10 +88,14 @@ static void hello_is_as_documented(void **state)
 
 static void welcome_is_as_documented(void **state)
 {
-	struct wire_welcome welcome = { .size = 0x40000000, .instance = 0x1122334455667788, .identity = 0x99,
-					.chunk = 65536, .align = 1, .len_max = 0x1000000, .requests_max = 128,
-					.bytes_max = 0x2000000, .caps = WIRE_CAP_ZERO | WIRE_CAP_FUA,
-					.keep_alive_ms = 5000, .silence_ms = 15000, .conns_max = 16 };
+	struct wire_welcome welcome = { .size = 0x40000000, .instance = 0x1122334455667788,
+					.identity = 0x99,
+					.chunk = 65536, .align = 1, .len_max = 0x1000000,
+					.requests_max = 128,
+					.bytes_max = 0x2000000,
+					.caps = WIRE_CAP_ZERO | WIRE_CAP_FUA,
+					.keep_alive_ms = 5000, .silence_ms = 15000,
+					.conns_max = 16 };
 	uint8_t want[WIRE_WELCOME_LEN], got[WIRE_WELCOME_LEN];
 	struct wire_welcome back;
 	size_t len = vector("welcome", want, sizeof(want));
@@ -117,12 +124,14 @@ static void refusal_is_as_documented(void **state)
 
 static void list_is_as_documented(void **state)
 {
-	const struct wire_entry a = { .size = 0x100000, .name_len = 1, .name = (const uint8_t *)"a" };
+	const struct wire_entry a = { .size = 0x100000, .name_len = 1,
+				      .name = (const uint8_t *)"a" };
 	const struct wire_entry b = { .size = 0x200000, .read_only = true, .name_len = 2,
 				      .name = (const uint8_t *)"bb" };
 	uint8_t want[128], got[128];
 	struct wire_entry back;
-	size_t want_len = vector("list", want, sizeof(want)), len = WIRE_LIST_LEN, pos = WIRE_LIST_LEN;
+	size_t want_len = vector("list", want, sizeof(want));
+	size_t len = WIRE_LIST_LEN, pos = WIRE_LIST_LEN;
 	uint32_t count;
 
 	(void)state;
@@ -143,10 +152,13 @@ static void list_is_as_documented(void **state)
 
 static void requests_are_as_documented(void **state)
 {
-	static const struct wire_request read = { .op = WIRE_READ, .flags = WIRE_URGENT, .id = 0x100000002,
+	static const struct wire_request read = { .op = WIRE_READ, .flags = WIRE_URGENT,
+						  .id = 0x100000002,
 						  .range = { 0x12345000, 0x1000 } };
-	static const struct wire_request write = { .op = WIRE_WRITE, .flags = WIRE_FUA, .count = 2, .id = 3,
-						   .range = { 0x2000, 0x3000 }, .payload = 8 + 0x1000 };
+	static const struct wire_request write = { .op = WIRE_WRITE, .flags = WIRE_FUA, .count = 2,
+						   .id = 3,
+						   .range = { 0x2000, 0x3000 },
+						   .payload = 8 + 0x1000 };
 	static const struct wire_run runs[2] = { { 0x2000, true }, { 0x1000, false } };
 	uint8_t want[64], got[64];
 	struct wire_request back;
@@ -167,19 +179,24 @@ static void requests_are_as_documented(void **state)
 	assert_int_equal(wire_request_decode(want, &back), 0);
 	wire_request_encode(&back, got);
 	assert_memory_equal(got, want, WIRE_REQUEST_LEN);
-	assert_int_equal(wire_runs_decode(want + WIRE_REQUEST_LEN, 2, 0x3000, 0x1000, back_runs), 0);
+	assert_int_equal(wire_runs_decode(want + WIRE_REQUEST_LEN, 2, 0x3000, 0x1000, back_runs),
+			 0);
 	assert_true(back_runs[0].zero && back_runs[0].len == 0x2000);
 	assert_true(!back_runs[1].zero && back_runs[1].len == 0x1000);
 }
 
 static void replies_are_as_documented(void **state)
 {
-	static const struct wire_reply flush = { .op = WIRE_FLUSH, .id = 5, .instance = 0x1122334455667788 };
-	static const struct wire_reply zeros = { .op = WIRE_READ, .count = 1, .id = 6, .instance = 0x1122334455667788,
+	static const struct wire_reply flush = { .op = WIRE_FLUSH, .id = 5,
+						 .instance = 0x1122334455667788 };
+	static const struct wire_reply zeros = { .op = WIRE_READ, .count = 1, .id = 6,
+						 .instance = 0x1122334455667788,
 						 .len = 0x10000, .payload = 4 };
-	static const struct wire_reply error = { .op = WIRE_WRITE, .id = 7, .instance = 0x1122334455667788,
+	static const struct wire_reply error = { .op = WIRE_WRITE, .id = 7,
+						 .instance = 0x1122334455667788,
 						 .code = WIRE_EROFS, .payload = 9 };
-	static const struct wire_reply extents = { .op = WIRE_EXTENTS, .count = 2, .id = 8, .len = 0x3000,
+	static const struct wire_reply extents = { .op = WIRE_EXTENTS, .count = 2, .id = 8,
+						   .len = 0x3000,
 						   .instance = 0x1122334455667788, .payload = 16 };
 	static const struct wire_run run = { 0x10000, true };
 	uint8_t want[64], got[64];
@@ -234,7 +251,8 @@ static void alive_is_as_documented(void **state)
 
 /* ---- refusing ---- */
 
-/* One byte wrong at a time: a decoder accepts it or not, but reads nothing beyond, and what it accepts is bounded. */
+/* One byte wrong at a time: a decoder accepts it or not, but reads nothing beyond, and what it
+ * accepts is bounded. */
 static void any_wrong_byte_is_survived(void **state)
 {
 	uint8_t good[WIRE_HELLO_MAX], bad[WIRE_HELLO_MAX];
@@ -253,7 +271,8 @@ static void any_wrong_byte_is_survived(void **state)
 				assert_true(said <= WIRE_HELLO_MAX);
 			if (wire_hello_decode(exact, len, &hello) == 0) {
 				assert_true(hello.name + hello.name_len <= exact + len);
-				assert_true(hello.index < hello.conns && hello.conns <= WIRE_CONNS_MAX);
+				assert_true(hello.index < hello.conns &&
+					    hello.conns <= WIRE_CONNS_MAX);
 			}
 			free(exact);
 		}
@@ -263,6 +282,30 @@ static void any_wrong_byte_is_survived(void **state)
 
 		memcpy(bad, good, len);
 		assert_int_equal(wire_hello_decode(bad, cut, &hello), -EPROTO);
+	}
+}
+
+/* What is accepted of a welcome is what a store may say of itself. */
+static void a_welcome_is_plausible_or_refused(void **state)
+{
+	uint8_t good[WIRE_WELCOME_LEN], bad[WIRE_WELCOME_LEN];
+	size_t len = vector("welcome", good, sizeof(good));
+
+	(void)state;
+	for (size_t i = 0; i < len; i++) {
+		for (unsigned v = 0; v < 256; v++) {
+			struct wire_welcome w;
+
+			memcpy(bad, good, len);
+			bad[i] = (uint8_t)v;
+			if (wire_welcome_decode(bad, len, &w))
+				continue;
+			assert_true(w.size <= RESOURCE_SIZE_MAX && w.align <= STORE_ALIGN_MAX);
+			assert_true(is_pow2(w.align) && is_pow2(w.chunk) && w.len_max);
+			assert_true(w.len_max <= REQ_LEN_MAX && w.len_max % w.align == 0);
+			assert_true(w.requests_max && w.conns_max && w.instance);
+			assert_true(w.keep_alive_ms >= 10 && w.silence_ms > w.keep_alive_ms);
+		}
 	}
 }
 
@@ -292,11 +335,13 @@ static void huge_and_negative_lengths_are_refused(void **state)
 {
 	static const struct wire_request bad[] = {
 		{ .op = WIRE_WRITE, .id = 1, .range = { 0, UINT64_MAX }, .payload = UINT32_MAX },
-		{ .op = WIRE_WRITE, .id = 1, .range = { 0, WIRE_LEN_MAX + 1 }, .payload = WIRE_LEN_MAX + 1 },
+		{ .op = WIRE_WRITE, .id = 1, .range = { 0, WIRE_LEN_MAX + 1 },
+		  .payload = WIRE_LEN_MAX + 1 },
 		{ .op = WIRE_WRITE, .id = 1, .range = { 0, 4096 }, .payload = 4097 },
 		{ .op = WIRE_WRITE, .id = 1, .range = { 0, 4096 }, .payload = 4100, .count = 1 },
 		{ .op = WIRE_WRITE, .id = 1, .range = { 0, 4096 }, .payload = 3, .count = 1 },
-		{ .op = WIRE_WRITE, .id = 1, .range = { 0, 4096 }, .payload = 400, .count = WIRE_RUNS_MAX + 1 },
+		{ .op = WIRE_WRITE, .id = 1, .range = { 0, 4096 }, .payload = 400,
+		  .count = WIRE_RUNS_MAX + 1 },
 		{ .op = WIRE_WRITE, .id = 1 },
 		{ .op = WIRE_WRITE, .range = { 0, 1 }, .payload = 1 },
 		{ .op = WIRE_READ, .id = 1, .range = { UINT64_MAX, 2 } },
@@ -318,7 +363,8 @@ static void huge_and_negative_lengths_are_refused(void **state)
 		{ .op = WIRE_READ, .id = 1, .code = WIRE_EIO, .payload = WIRE_TEXT_MAX + 1 },
 		{ .op = WIRE_EXTENTS, .id = 1, .count = 1, .payload = 16 },
 		{ .op = WIRE_EXTENTS, .id = 1 },
-		{ .op = WIRE_EXTENTS, .id = 1, .count = REQ_EXTENTS_MAX + 1, .payload = 8 * (REQ_EXTENTS_MAX + 1) },
+		{ .op = WIRE_EXTENTS, .id = 1, .count = REQ_EXTENTS_MAX + 1,
+		  .payload = 8 * (REQ_EXTENTS_MAX + 1) },
 		{ .op = WIRE_FLUSH, .id = 1, .payload = 1 },
 		{ .op = WIRE_ALIVE, .payload = 1 },
 		{ .op = WIRE_OPS_END, .id = 1 },
@@ -363,7 +409,8 @@ static void runs_must_cover_exactly(void **state)
 	assert_int_equal(wire_runs_decode(at, WIRE_RUNS_MAX, 4096, 4096, out), -EPROTO);
 }
 
-/* What is found, laid out again, gives the bytes again; at all lengths, and with more changes than a table holds. */
+/* What is found, laid out again, gives the bytes again; at all lengths, and with more changes than
+ * a table holds. */
 static void runs_are_found_and_lose_nothing(void **state)
 {
 	static uint8_t data[300000], again[300000];
@@ -440,6 +487,7 @@ int main(void)
 		cmocka_unit_test(replies_are_as_documented),
 		cmocka_unit_test(alive_is_as_documented),
 		cmocka_unit_test(any_wrong_byte_is_survived),
+		cmocka_unit_test(a_welcome_is_plausible_or_refused),
 		cmocka_unit_test(versions_are_negotiated),
 		cmocka_unit_test(huge_and_negative_lengths_are_refused),
 		cmocka_unit_test(runs_must_cover_exactly),

@@ -45,17 +45,27 @@ struct copy_slot {
 };
 
 static void copy_pump(struct copy *c);
+static void copy_flush(struct copy *c);
 static void slot_step(struct copy_slot *s);
 
 /* ---- ends and errors ---- */
 
-static void copy_fail(struct copy *c, const char *doing, const char *name, uint64_t off, int err,
-		      const char *why)
+static void error_keep(struct copy *c, const char *doing, const char *name, const char *where,
+		       int err, const char *why)
 {
 	if (!c->error.code && !(c->stopping && err == -ESHUTDOWN))
-		err_set(&c->error, err, "%s %s at byte %llu: %s", doing, name,
-			(unsigned long long)off, why ? why : strerror(-err));
+		err_set(&c->error, err, "%s %s%s: %s", doing, name, where,
+			why ? why : strerror(-err));
 	copy_stop(c);
+}
+
+static void slot_fail(struct copy_slot *s, const char *doing, const char *name, uint64_t off,
+		      int err)
+{
+	char where[40];
+
+	snprintf(where, sizeof(where), " at byte %llu", (unsigned long long)off);
+	error_keep(s->c, doing, name, where, err, s->req.ret_why);
 }
 
 void copy_stop(struct copy *c)
@@ -63,8 +73,11 @@ void copy_stop(struct copy *c)
 	if (c->stopping || c->finished)
 		return;
 	c->stopping = true;
+	if (c->state_path && c->dirty && !c->flushing && !c->saving && !c->redo)
+		copy_flush(c); /* at once: writes under way may hang */
 	timer_set(c->run->loop, &c->give_up_timer, loop_now(c->run->loop) + GIVE_UP_NS);
-	/* What was not read is not needed; what was read is still written. Last: it may end the copy. */
+	/* What was not read is not needed; what was read is still written. Last: it may end the
+	 * copy. */
 	store_abort(c->src);
 }
 
@@ -72,7 +85,7 @@ static void copy_give_up(struct timer *timer)
 {
 	struct copy *c = CONTAINER_OF(timer, struct copy, give_up_timer);
 
-	if (!c->error.code)
+	if (!c->error.code && !c->interrupted)
 		err_set(&c->error, -ETIMEDOUT, "%s does not answer", c->dst_name);
 	store_abort(c->dst);
 }
@@ -153,7 +166,7 @@ static void flush_done(struct req *req, int err)
 	if (err == -EOPNOTSUPP && c->dst->info.flush == CAP_NONE)
 		err = 0; /* nothing there could be made safer */
 	if (err) {
-		copy_fail(c, "flushing", c->dst_name, c->size, err, req->ret_why);
+		error_keep(c, "flushing", c->dst_name, "", err, req->ret_why);
 	} else if (!c->redo) {
 		memcpy(c->safe, c->snapshot, BITMAP_WORDS(c->units) * sizeof(*c->safe));
 		if (c->state_path) {
@@ -217,7 +230,7 @@ static void slot_put_done(struct req *req, int err)
 
 	instance_seen(c, req->ret_instance);
 	if (err) {
-		copy_fail(c, "writing", c->dst_name, s->range.off + s->at, err, req->ret_why);
+		slot_fail(s, "writing", c->dst_name, s->range.off + s->at, err);
 		slot_end(s);
 		return;
 	}
@@ -279,7 +292,7 @@ static void slot_read_done(struct req *req, int err)
 	struct copy_slot *s = req->user;
 
 	if (err) {
-		copy_fail(s->c, "reading", s->c->src_name, s->range.off, err, req->ret_why);
+		slot_fail(s, "reading", s->c->src_name, s->range.off, err);
 		slot_end(s);
 		return;
 	}

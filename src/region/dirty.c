@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Finding what a mapped program has written: the near store is asked for pages written since the last time, and the map
- * is told.
+ * Finding what a mapped program has written: the near store is asked for pages written since the
+ * last time, and the map is told.
  *
  * Place: called by push.c before a sweep and by policy.c before something is dropped.
  *
- * Invariants: only what is here is looked at (scanning what is absent costs time and page tables), and what is
- * reported counts only as far as the map says that the page is here (dropped pages may be reported as written).
- * Between a look and the read of a page by push.c the program may write again; that is reported at the next
- * look, and the page is pushed again.
+ * Invariants: only what is here is looked at (scanning what is absent costs time and page tables),
+ * and what is reported counts only as far as the map says that the page is here (dropped pages may
+ * be reported as written). Between a look and the read of a page by push.c the program may write
+ * again; that is reported at the next look, and the page is pushed again.
  *
- * Locking: the region's lock is held while the map changes, not while the near store is scanned; but for a single
- * chunk (dirty_collect_chunk), where shutting, looking and dropping have to be one step.
+ * Locking: the region's lock is held while the map changes, not while the near store is scanned;
+ * but for a single chunk (dirty_collect_chunk), where shutting, looking and dropping have to be one
+ * step.
  */
 #include "region/region_int.h"
 
@@ -37,7 +38,8 @@ static void dirty_found(void *arg, struct range pages)
 		uint64_t c = map_chunk_of(m, at);
 		uint64_t to = MIN(end, range_end(map_page_range(m, c, 1)));
 
-		map_found(m, c, (uint32_t)((at - (c << m->shift)) / PAGE_BYTES), (uint32_t)((to - at) / PAGE_BYTES));
+		map_found(m, c, (uint32_t)((at - (c << m->shift)) / PAGE_BYTES),
+			  (uint32_t)((to - at) / PAGE_BYTES));
 		f->any = true;
 		at = to;
 	}
@@ -71,13 +73,15 @@ int dirty_collect(struct region *r)
 	for (uint64_t c = 0; (c = map_next(m, c, MAP_HELD)) < m->chunks;) {
 		uint64_t end = c;
 
-		while (end < m->chunks && may_be_written(m, end) && (end - c) << m->shift < RUN_BYTES_MAX)
+		while (end < m->chunks && may_be_written(m, end) &&
+		       (end - c) << m->shift < RUN_BYTES_MAX)
 			end++;
 		if (end == c) {
 			c++;
 			continue;
 		}
-		err = r->near->ops->collect(r->near, map_page_range(m, c, end - c), dirty_found, &f);
+		err = r->near->ops->collect(r->near, map_page_range(m, c, end - c), dirty_found,
+					    &f);
 		if (err) {
 			region_error(r, err, "looking for written pages");
 			return err;

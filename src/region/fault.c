@@ -3,17 +3,20 @@
  * Page faults of a mapped program.
  *
  *   fault thread: region_fault ── here ──▶ near->open
- *                      └── not here ──▶ faults_new ══▶ loop thread: faults_take ──▶ r->faults ──▶ pull_start
- *                                                                     slot->faults ◀──────────────┘
- *                                   faults_settle (it came) · faults_again (it failed) · fault_fail (it will not come)
+ *                                └── not here ──▶ faults_new
+ *   loop thread:  faults_take ──▶ r->faults ──▶ pull_start ──▶ slot->faults
+ *                                                 ├── faults_settle (it came)
+ *                                                 ├── faults_again  (it failed) ──▶ r->faults
+ *                                                 └── fault_fail    (it will not come)
  *
- * Invariants: an entry stands for a chunk, not for a thread: FAULTED is set from the first fault until the chunk is
- * here or has failed, and whoever faults there meanwhile is woken by the same put() or fail(). Hence a partial
- * chunk with FAULTED is always pulled, even if the page that was first asked for has come by a write. Entries
- * are a fixed set; when all are in use the fault thread waits for one (rule 6). No fault is ever lost.
+ * Invariants: an entry stands for a chunk, not for a thread: FAULTED is set from the first fault
+ * until the chunk is here or has failed, and whoever faults there meanwhile is woken by the same
+ * put() or fail(). Hence a partial chunk with FAULTED is always pulled, even if the page that was
+ * first asked for has come by a write. Entries are a fixed set; when all are in use the fault
+ * thread waits for one (rule 6). No fault is ever lost.
  *
- * Locking: region_fault() runs on the fault thread, under the lock; the rest on the loop thread. faults_idle, faults_new, marks
- * and posted belong to the lock.
+ * Locking: region_fault() runs on the fault thread, under the lock; the rest on the loop thread.
+ * faults_idle, faults_new, marks and posted belong to the lock.
  */
 #include <errno.h>
 
@@ -35,7 +38,8 @@ static void fault_post(struct region *r)
 	loop_post(r->loop, &r->fault_post);
 }
 
-/* Takes an entry for the chunk of `off`; false = had to wait for one, so everything may be different now. */
+/* Takes an entry for the chunk of `off`; false = had to wait for one, so everything may be
+ * different now. */
 static bool fault_enter(struct region *r, uint64_t c, uint64_t off)
 {
 	struct link *k = list_pop_front(&r->faults_idle);
@@ -160,7 +164,8 @@ int fault_open(struct region *r, uint64_t c)
 	if (map_full(m, c)) {
 		err = r->near->ops->open(r->near, map_page_range(m, c, 1));
 	} else if (rec) {
-		for (size_t p = 0, end; !err && (p = bitmap_next_set(rec_ours(m, rec), pages, p)) < pages; p = end) {
+		for (size_t p = 0, end; !err &&
+		     (p = bitmap_next_set(rec_ours(m, rec), pages, p)) < pages; p = end) {
 			end = bitmap_next_clear(rec_ours(m, rec), pages, p);
 			err = r->near->ops->open(r->near, range_of((c << m->shift) + p * PAGE_BYTES,
 								   (end - p) * PAGE_BYTES));
@@ -196,7 +201,8 @@ static int fault_start(struct region *r, struct fault *f)
 {
 	uint64_t c = fault_chunk(r, f);
 	struct pull_want want = {
-		.first = c, .end = c + 1, .why = PULL_FAULT, .flags = REQ_URGENT, .beyond_window = true, .fault = f,
+		.first = c, .end = c + 1, .why = PULL_FAULT, .flags = REQ_URGENT,
+			.beyond_window = true, .fault = f,
 		.mark = NO_CHUNK
 	};
 	struct slot *slot;

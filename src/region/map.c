@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunk map: what of the resource is here, what of it the far side does not have yet, and what is under way.
+ * The chunk map: what of the resource is here, what of it the far side does not have yet, and what
+ * is under way.
  *
  * Place: everything in src/region asks and tells it; it calls nobody.
  *
@@ -18,22 +19,25 @@
  *                                          map_write, map_found, map_forget, more than one    ▼ │
  *                                          run of dirty pages; map_push_end leads to DIRTY  REPUSH
  *
- * A chunk that is dirty in places has a *record* with three page bitmaps: `ours` (present; all of them unless the
- * chunk is partial), `dirty`, `pushing`. The record then rules, and the state byte follows from it (state_settle). A chunk
- * that is dirty or pushed without a record is so as a whole, and has at most one WRITE under way. Records are
- * bounded: where none is left, a complete chunk becomes dirty as a whole, and only a write into an absent or pulling
- * chunk has to wait (map_can_write says so beforehand).
+ * A chunk that is dirty in places has a *record* with three page bitmaps: `ours` (present; all of
+ * them unless the chunk is partial), `dirty`, `pushing`. The record then rules, and the state byte
+ * follows from it (state_settle). A chunk that is dirty or pushed without a record is so as a
+ * whole, and has at most one WRITE under way. Records are bounded: where none is left, a complete
+ * chunk becomes dirty as a whole, and only a write into an absent or pulling chunk has to wait
+ * (map_can_write says so beforehand).
  *
  * Invariants, executed by map_assert() after each change of a state:
- *  1. PARTIAL has a record and lacks a page, or its pull is under way; ABSENT, PULLING and CLEAN have no record.
+ *  1. PARTIAL has a record and lacks a page, or its pull is under way; ABSENT, PULLING and CLEAN
+ *     have no record.
  *  2. dirty and pushing are subsets of ours. pushing is empty when nothing flies.
  *  3. DIRTY: dirty pages, nothing flies. PUSHING: something flies, nothing is dirty. REPUSH: both.
  *  4. ABSENT and PULLING are neither UNFLUSHED nor REF nor MARK.
  *  5. The sums are the sums (map_assert_all).
- * Only changes in the table `allowed` take place.
  *
- * Locking: none here. The region's lock is held around every function that changes something, because a fault thread
- * reads bytes and records, and sets flags.
+ * Only changes in the table `allowed` take place. map_find.c looks for chunks.
+ *
+ * Locking: none here. The region's lock is held around every function that changes something,
+ * because a fault thread reads bytes and records, and sets flags.
  */
 #include "region/map.h"
 
@@ -48,7 +52,8 @@
 
 static const uint8_t allowed[CHUNK_STATES] = {
 	[CHUNK_ABSENT] = TO(PARTIAL) | TO(PULLING) | TO(DIRTY),
-	[CHUNK_PARTIAL] = TO(PARTIAL) | TO(ABSENT) | TO(CLEAN) | TO(DIRTY) | TO(PUSHING) | TO(REPUSH),
+	[CHUNK_PARTIAL] =
+		TO(PARTIAL) | TO(ABSENT) | TO(CLEAN) | TO(DIRTY) | TO(PUSHING) | TO(REPUSH),
 	[CHUNK_PULLING] = TO(ABSENT) | TO(PARTIAL) | TO(CLEAN),
 	[CHUNK_CLEAN] = TO(ABSENT) | TO(DIRTY),
 	[CHUNK_DIRTY] = TO(DIRTY) | TO(PUSHING) | TO(REPUSH) | TO(PARTIAL),
@@ -116,7 +121,8 @@ int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes, str
 			       size_format(chunk, text));
 	}
 	m->rec_bytes = sizeof(struct map_rec) + 3 * m->words * sizeof(uint64_t);
-	m->rec_count = (uint32_t)MAX(MIN(rec_bytes / m->rec_bytes, m->chunks), (uint64_t)MAP_RECS_MIN);
+	m->rec_count = (uint32_t)MAX(MIN(rec_bytes / m->rec_bytes, m->chunks),
+				     (uint64_t)MAP_RECS_MIN);
 	while (heads < m->rec_count)
 		heads *= 2;
 	m->head_mask = heads - 1;
@@ -151,7 +157,9 @@ uint64_t map_memory(const struct map *m)
 
 uint64_t map_memory_fixed(const struct map *m)
 {
-	return m->rec_count * m->rec_bytes + ((uint64_t)m->head_mask + 1) * sizeof(uint32_t) + 3 * PAGE_BYTES;
+	uint64_t heads = (uint64_t)m->head_mask + 1;
+
+	return m->rec_count * m->rec_bytes + heads * sizeof(uint32_t) + 3 * PAGE_BYTES;
 }
 
 /* ---- records ---- */
@@ -239,7 +247,8 @@ uint32_t map_pages(const struct map *m, uint64_t c)
 struct range map_range(const struct map *m, uint64_t c, uint64_t count)
 {
 	CHECK(c < m->chunks && count <= m->chunks - c);
-	return range_between(c << m->shift, c + count == m->chunks ? m->size : (c + count) << m->shift);
+	return range_between(c << m->shift,
+			     c + count == m->chunks ? m->size : (c + count) << m->shift);
 }
 
 struct range map_page_range(const struct map *m, uint64_t c, uint64_t count)
@@ -273,7 +282,8 @@ static bool bits_all(const struct map *m, const uint64_t *bits, uint64_t c)
 static unsigned class_plain(const struct map *m, uint64_t c)
 {
 	uint8_t byte = map_byte(m, c);
-	unsigned is = (byte & CHUNK_UNFLUSHED_A ? IS_UNFLUSHED_A : 0) | (byte & CHUNK_UNFLUSHED_B ? IS_UNFLUSHED_B : 0);
+	unsigned is = (byte & CHUNK_UNFLUSHED_A ? IS_UNFLUSHED_A : 0) |
+		      (byte & CHUNK_UNFLUSHED_B ? IS_UNFLUSHED_B : 0);
 	struct map_rec *rec;
 
 	switch (byte & CHUNK_STATE_MASK) {
@@ -292,8 +302,8 @@ static unsigned class_plain(const struct map *m, uint64_t c)
 	default:
 		rec = map_rec(m, c);
 		CHECK(rec);
-		return is | IS_HELD | (rec->flying ? IS_PUSHING : 0) | (rec->pulling ? IS_PULLING : 0) |
-		       (rec_is_dirty(m, rec) ? IS_DIRTY : 0);
+		return is | IS_HELD | (rec->flying ? IS_PUSHING : 0) |
+		       (rec->pulling ? IS_PULLING : 0) | (rec_is_dirty(m, rec) ? IS_DIRTY : 0);
 	}
 }
 
@@ -605,7 +615,8 @@ void map_found(struct map *m, uint64_t c, uint32_t page, uint32_t count)
 
 /* ---- pushing ---- */
 
-bool map_push_next(const struct map *m, uint64_t c, uint32_t page, uint32_t *ret_page, uint32_t *ret_count)
+bool map_push_next(const struct map *m, uint64_t c, uint32_t page, uint32_t *ret_page,
+		   uint32_t *ret_count)
 {
 	enum chunk_state s = map_state(m, c);
 	uint32_t pages = map_pages(m, c), end;
@@ -632,7 +643,8 @@ bool map_push_next(const struct map *m, uint64_t c, uint32_t page, uint32_t *ret
 			break;
 		page++;
 	}
-	end = (uint32_t)MIN(bitmap_next_clear(dirty, pages, page), bitmap_next_set(pushing, pages, page));
+	end = (uint32_t)MIN(bitmap_next_clear(dirty, pages, page),
+			    bitmap_next_set(pushing, pages, page));
 	*ret_page = page;
 	*ret_count = end - page;
 	return true;
@@ -665,7 +677,8 @@ void map_push_end(struct map *m, uint64_t c, uint32_t page, uint32_t count, bool
 	if (!rec) {
 		enum chunk_state s = map_state(m, c);
 
-		CHECK((s == CHUNK_PUSHING || s == CHUNK_REPUSH) && !page && count == map_pages(m, c));
+		CHECK((s == CHUNK_PUSHING || s == CHUNK_REPUSH) && !page &&
+		      count == map_pages(m, c));
 		state_set(m, c, s == CHUNK_PUSHING && ok ? CHUNK_CLEAN : CHUNK_DIRTY);
 	} else {
 		CHECK(rec->flying);
@@ -688,11 +701,19 @@ static uint8_t epoch_flag(unsigned epoch)
 	return epoch ? CHUNK_UNFLUSHED_B : CHUNK_UNFLUSHED_A;
 }
 
+/* The next chunk at or after *c with something unflushed; ends when none of the epoch is left. */
+static bool unflushed_next(const struct map *m, unsigned epoch, uint64_t *c)
+{
+	if (m->unflushed[epoch])
+		*c = map_next(m, *c, MAP_UNFLUSHED);
+	return m->unflushed[epoch] && *c < m->chunks;
+}
+
 void map_flushed(struct map *m, unsigned epoch)
 {
 	uint8_t flag = epoch_flag(epoch);
 
-	for (uint64_t c = 0; m->unflushed[epoch] && (c = map_next(m, c, MAP_UNFLUSHED)) < m->chunks; c++) {
+	for (uint64_t c = 0; unflushed_next(m, epoch, &c); c++) {
 		unsigned was = class_of(m, c);
 
 		byte_set(m, c, map_byte(m, c) & (uint8_t)~flag);
@@ -702,7 +723,7 @@ void map_flushed(struct map *m, unsigned epoch)
 
 void map_epoch_merge(struct map *m, unsigned from, unsigned to)
 {
-	for (uint64_t c = 0; m->unflushed[from] && (c = map_next(m, c, MAP_UNFLUSHED)) < m->chunks; c++) {
+	for (uint64_t c = 0; unflushed_next(m, from, &c); c++) {
 		unsigned was = class_of(m, c);
 		uint8_t byte = map_byte(m, c);
 
@@ -730,7 +751,7 @@ void map_forget(struct map *m, unsigned epoch)
 {
 	uint8_t flag = epoch_flag(epoch);
 
-	for (uint64_t c = 0; m->unflushed[epoch] && (c = map_next(m, c, MAP_UNFLUSHED)) < m->chunks; c++) {
+	for (uint64_t c = 0; unflushed_next(m, epoch, &c); c++) {
 		unsigned was = class_of(m, c);
 
 		if (!(map_byte(m, c) & flag))
@@ -769,73 +790,6 @@ bool map_shrink(struct map *m, uint64_t c)
 	state_settle(m, c, rec);
 	account(m, c, was);
 	return true;
-}
-
-/* ---- looking for chunks ---- */
-
-static uint32_t sum_of(const struct map_sum *sum, enum map_kind kind)
-{
-	return kind == MAP_HELD ? sum->held : kind == MAP_BUSY ? sum->busy : sum->unflushed;
-}
-
-static bool kind_has(const struct map *m, uint64_t c, enum map_kind kind)
-{
-	uint8_t byte = map_byte(m, c);
-
-	switch (kind) {
-	case MAP_HELD:
-		return byte & CHUNK_STATE_MASK;
-	case MAP_UNFLUSHED:
-		return byte & CHUNK_UNFLUSHED;
-	default:
-		if ((byte & CHUNK_STATE_MASK) == CHUNK_PARTIAL)
-			return class_of(m, c) & IS_BUSY;
-		return (byte & CHUNK_STATE_MASK) >= CHUNK_DIRTY;
-	}
-}
-
-uint64_t map_next(const struct map *m, uint64_t from, enum map_kind kind)
-{
-	for (uint64_t c = from; c < m->chunks;) {
-		uint64_t g = c / MAP_GROUP;
-
-		if (!(g % MAP_GROUP) && !(c % MAP_GROUP) && !sum_of(&m->top[g / MAP_GROUP], kind)) {
-			c += (uint64_t)MAP_GROUP * MAP_GROUP;
-			continue;
-		}
-		if (!sum_of(&m->group[g], kind)) {
-			c = (g + 1) * MAP_GROUP;
-			continue;
-		}
-		for (uint64_t end = MIN((g + 1) * MAP_GROUP, m->chunks); c < end; c++)
-			if (kind_has(m, c, kind))
-				return c;
-	}
-	return m->chunks;
-}
-
-uint64_t map_next_pullable(const struct map *m, uint64_t from, uint64_t end)
-{
-	for (uint64_t c = from; c < end; c++)
-		if (map_state(m, c) <= CHUNK_PARTIAL && map_pullable(m, c))
-			return c;
-	return end;
-}
-
-void map_todo_set(struct map *m, uint64_t c)
-{
-	if (!map_todo(m, c)) {
-		bitmap_set(m->todo, c);
-		m->todo_count++;
-	}
-}
-
-void map_todo_clear(struct map *m, uint64_t c)
-{
-	if (map_todo(m, c)) {
-		bitmap_clear(m->todo, c);
-		m->todo_count--;
-	}
 }
 
 /* ---- what must hold ---- */
@@ -887,6 +841,7 @@ void map_assert_all(const struct map *m)
 		all.unflushed += sum.unflushed;
 	}
 	CHECK(all.held == m->held && touched == m->touched && m->full <= m->held);
-	CHECK(all.busy <= m->dirty + m->pushing && all.unflushed <= m->unflushed[0] + m->unflushed[1]);
+	CHECK(all.busy <= m->dirty + m->pushing &&
+	      all.unflushed <= m->unflushed[0] + m->unflushed[1]);
 	CHECK(m->todo_count == bitmap_count(m->todo, m->chunks));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunk map of a region: one byte per chunk, a bounded pool of page records for chunks of which only some
- * pages matter, and sums by which whole stretches of nothing are skipped. Pure bookkeeping: no I/O, no locks, no
- * clock. map.c draws the states.
+ * The chunk map of a region: one byte per chunk, a bounded pool of page records for chunks of which
+ * only some pages matter, and sums by which whole stretches of nothing are skipped. Pure
+ * bookkeeping: no I/O, no locks, no clock. map.c draws the states.
  */
 #ifndef REMORA_REGION_MAP_H
 #define REMORA_REGION_MAP_H
@@ -29,7 +29,8 @@ enum {
 	CHUNK_STATE_MASK = 0x07,
 	CHUNK_UNFLUSHED_A = 0x08, /* pushed in flush epoch A (B), and no flush has covered it */
 	CHUNK_UNFLUSHED_B = 0x10,
-	CHUNK_REF = 0x20,     /* used since the clock hand came by; where mapped: some of it may be open */
+	/* used since the clock hand came by; where mapped: some of it may be open */
+	CHUNK_REF = 0x20,
 	CHUNK_FAULTED = 0x40, /* a fault waits for it */
 	CHUNK_MARK = 0x80,    /* was left shut so that the first touch asks for more readahead */
 };
@@ -78,17 +79,20 @@ struct map {
 	uint64_t held, full, dirty, pushing, pulling, droppable, unflushed[2];
 };
 
-/* chunk: power of two. rec_bytes: memory for page records. Fails when the map would be absurdly large. */
-MUST_USE int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes, struct err *e);
+/* chunk: power of two. rec_bytes: memory for page records. Fails when the map would be absurdly
+ * large. */
+MUST_USE int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes,
+		      struct err *e);
 void map_done(struct map *m);
 
-/* Memory of the map: a page of bytes, an eighth of a page of todo and a sum for each group that was ever used, and what is
- * there from the start. */
+/* Memory of the map: a page of bytes, an eighth of a page of todo and a sum for each group that was
+ * ever used, and what is there from the start. */
 #define MAP_GROUP_MEMORY (MAP_GROUP + MAP_GROUP / 8 + sizeof(struct map_sum))
 uint64_t map_memory(const struct map *m);
 uint64_t map_memory_fixed(const struct map *m);
 
-/* A fault thread may set flags at any time under the region's lock; the loop thread reads without it. */
+/* A fault thread may set flags at any time under the region's lock; the loop thread reads without
+ * it. */
 static inline uint8_t map_byte(const struct map *m, uint64_t c)
 {
 	return __atomic_load_n(&m->bytes[c], __ATOMIC_RELAXED);
@@ -157,13 +161,16 @@ bool map_pull_some(struct map *m, uint64_t c, uint32_t page);
 /* Whether map_write() of these pages would find the record that it needs. */
 bool map_can_write(const struct map *m, uint64_t c, uint32_t page, uint32_t count);
 void map_write(struct map *m, uint64_t c, uint32_t page, uint32_t count);
-/* The same for pages that a program was found to have written: those that are not here are passed over. */
+/* The same for pages that a program was found to have written: those that are not here are passed
+ * over. */
 void map_found(struct map *m, uint64_t c, uint32_t page, uint32_t count);
 
 /* The next run of pages at or after `page` that are dirty and not under way; false = none. */
-bool map_push_next(const struct map *m, uint64_t c, uint32_t page, uint32_t *ret_page, uint32_t *ret_count);
+bool map_push_next(const struct map *m, uint64_t c, uint32_t page, uint32_t *ret_page,
+		   uint32_t *ret_count);
 void map_push_begin(struct map *m, uint64_t c, uint32_t page, uint32_t count);
-void map_push_end(struct map *m, uint64_t c, uint32_t page, uint32_t count, bool ok, unsigned epoch);
+void map_push_end(struct map *m, uint64_t c, uint32_t page, uint32_t count, bool ok,
+		  unsigned epoch);
 
 void map_flushed(struct map *m, unsigned epoch);
 void map_epoch_merge(struct map *m, unsigned from, unsigned to);
@@ -171,7 +178,8 @@ void map_epoch_merge(struct map *m, unsigned from, unsigned to);
 void map_forget(struct map *m, unsigned epoch);
 
 void map_drop(struct map *m, uint64_t c);
-/* Only what is dirty or under way remains ours; false = no record, or flushing is open: nothing changed. */
+/* Only what is dirty or under way remains ours; false = no record, or flushing is open: nothing
+ * changed. */
 bool map_shrink(struct map *m, uint64_t c);
 
 void map_flag(struct map *m, uint64_t c, uint8_t set, uint8_t clear);

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The near store of a region: fast local memory that holds what has been pulled and what has been written. It is
- * synchronous, works in whole pages, and knows nothing of chunks, states or the far side: the region tells it
- * what to keep and what to drop.
+ * The near store of a region: fast local memory that holds what has been pulled and what has been
+ * written. It is synchronous, works in whole pages, and knows nothing of chunks, states or the far
+ * side: the region tells it what to keep and what to drop.
  *
- * A page is *absent* or *present*. Where a program maps the near store (`mapped`), a present page is besides *open* (the
- * program reads and writes it without anybody noticing, writes are collected later) or *shut* (the next access faults, and
- * the front end asks the region). An access to an absent page faults, too.
+ * A page is *absent* or *present*. Where a program maps the near store (`mapped`), a present page
+ * is besides *open* (the program reads and writes it without anybody noticing, writes are collected
+ * later) or *shut* (the next access faults, and the front end asks the region). An access to an
+ * absent page faults, too.
  *
- * Errors are -ENOMEM/-ENOSPC (no memory), -ESRCH (the mapping is gone). -EEXIST and -EAGAIN of the kernel are
- * dealt with below this interface.
+ * Errors are -ENOMEM/-ENOSPC (no memory), -ESRCH (the mapping is gone). -EEXIST and -EAGAIN of the
+ * kernel are dealt with below this interface.
  *
- * Threads: open() and count() may be called from the fault thread while it holds the region's lock; everything else comes
- * from the region's loop thread.
+ * Threads: open() and count() may be called from the fault thread while it holds the region's lock;
+ * everything else comes from the region's loop thread.
  */
 #ifndef REMORA_REGION_NEAR_H
 #define REMORA_REGION_NEAR_H
@@ -26,34 +27,38 @@
 struct near;
 
 struct near_ops {
-	/* Makes absent pages present (and open, and wakes who waits for them) with this content. A page that is present already is
-	 * left alone: what was written there is newer (rule 2). src NULL = zeros. */
+	/* Makes absent pages present (and open, and wakes who waits for them) with this content. A
+	 * page that is present already is left alone: what was written there is newer (rule 2). src
+	 * NULL = zeros. */
 	int (*put)(struct near *near, uint64_t off, const void *src, size_t len);
 
 	/* Content of present pages; `buf` gets what is there. */
 	int (*read)(struct near *near, uint64_t off, void *buf, size_t len);
 
-	/* Writes, any alignment within present pages, whole pages where they are absent. Those become present and shut. Not
-	 * reported by collect(): the caller marks the map itself. */
+	/* Writes, any alignment within present pages, whole pages where they are absent. Those
+	 * become present and shut. Not reported by collect(): the caller marks the map itself. */
 	int (*write)(struct near *near, uint64_t off, const void *src, size_t len);
 
-	/* The pages become absent and their memory is given back. Only of pages that are shut, where mapped. */
+	/* The pages become absent and their memory is given back. Only of pages that are shut,
+	 * where mapped. */
 	int (*drop)(struct near *near, struct range r);
 
 	/* ---- mapped only; NULL otherwise ---- */
 
-	/* Present pages become open; whoever waits for them is woken. Absent pages within are an error of the caller's. */
+	/* Present pages become open; whoever waits for them is woken. Absent pages within are an
+	 * error of the caller's. */
 	int (*open)(struct near *near, struct range r);
 
 	/* Present pages become shut. A write that came before is still reported by collect(). */
 	int (*shut)(struct near *near, struct range r);
 
-	/* Calls found() for each run of pages that the program has written since the last collect() of them, and arms them
-	 * again. Present pages only. */
-	int (*collect)(struct near *near, struct range r, void (*found)(void *arg, struct range pages), void *arg);
+	/* Calls found() for each run of pages that the program has written since the last collect()
+	 * of them, and arms them again. Present pages only. */
+	int (*collect)(struct near *near, struct range r,
+		       void (*found)(void *arg, struct range pages), void *arg);
 
-	/* Accesses to absent pages of the range fail (SIGBUS) from now on, waiting ones too; put() heals what it puts, heal()
-	 * makes accesses fault again. */
+	/* Accesses to absent pages of the range fail (SIGBUS) from now on, waiting ones too; put()
+	 * heals what it puts, heal() makes accesses fault again. */
 	int (*fail)(struct near *near, struct range r);
 	int (*heal)(struct near *near, struct range r);
 
@@ -63,7 +68,8 @@ struct near_ops {
 struct near {
 	const struct near_ops *ops;
 	bool mapped;
-	bool writable; /* mapped: the program may write; otherwise nothing has ever to be collected */
+	/* mapped: the program may write; otherwise nothing has ever to be collected */
+	bool writable;
 };
 
 /* A near store in a memfd that no program maps: for request front ends (file, block, network). */

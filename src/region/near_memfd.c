@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A near store in a memfd that no program maps: sparse memory, given back page by page. Also the plain read, write
- * and drop on a memfd that every near store in one shares.
+ * A near store in a memfd that no program maps: sparse memory, given back page by page. Also the
+ * plain read, write and drop on a memfd that every near store in one shares.
  *
  * Locking: none; loop thread.
  */
@@ -54,7 +54,8 @@ int near_fd_drop(int fd, struct range r)
 	int res;
 
 	do
-		res = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r.off, (off_t)r.len);
+		res = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r.off,
+				(off_t)r.len);
 	while (res < 0 && errno == EINTR);
 	return res < 0 ? -errno : 0;
 }
@@ -64,8 +65,8 @@ static int fd_of(struct near *near)
 	return CONTAINER_OF(near, struct near_memfd, near)->fd;
 }
 
-/* Whatever is absent of the range is known to the region, and is all that it asks for: nothing present is in it. A hole
- * in a memfd reads as zeros and takes no memory. */
+/* Whatever is absent of the range is known to the region, and is all that it asks for: nothing
+ * present is in it. A hole in a memfd reads as zeros and takes no memory. */
 static int memfd_put(struct near *near, uint64_t off, const void *src, size_t len)
 {
 	return src ? near_fd_write(fd_of(near), off, src, len) : 0;

@@ -2,17 +2,19 @@
 /*
  * Memory and patience: what may be kept, what has to go, how long somebody waits.
  *
- * Place: whoever is about to make a chunk take memory asks policy_room() first; whoever saw the far store fail asks
- * policy_retry().
+ * Place: whoever is about to make a chunk take memory asks policy_room() first; whoever saw the far
+ * store fail asks policy_retry().
  *
- * Memory is chunks that are not absent, plus transfer buffers, plus the map (rule 8). Where the budget is used
- * up, a clock hand goes round: a chunk that was used since the hand came by last (REF) gets a second chance and is shut, so that
- * its next use is seen; one that was not is dropped. Before that, what a sequential reader has left behind goes. If nothing is
- * clean, everything dirty is pushed and flushed at once (`pressure`) and the asker waits: that is the back-pressure on
- * writers.
+ * Memory is chunks that are not absent, plus transfer buffers, plus the map (rule 8). Where the
+ * budget is used up, a clock hand goes round: a chunk that was used since the hand came by last
+ * (REF) gets a second chance and is shut, so that its next use is seen; one that was not is
+ * dropped. Before that, what a sequential reader has left behind goes. If nothing is clean,
+ * everything dirty is pushed and flushed at once (`pressure`) and the asker waits: that is the
+ * back-pressure on writers.
  *
- * Invariant: a chunk without REF is shut, so when it is clean, too, nobody can have written to it since it was looked at.
- * policy_drop() does shutting, looking and the change of the map under one hold of the lock, hence never loses a write.
+ * Invariant: a chunk without REF is shut, so when it is clean, too, nobody can have written to it
+ * since it was looked at. policy_drop() does shutting, looking and the change of the map under one
+ * hold of the lock, hence never loses a write.
  *
  * Locking: takes the region's lock for each chunk.
  */
@@ -168,7 +170,8 @@ static bool err_is_loss(int err)
 
 uint64_t policy_retry(struct region *r, int err, unsigned tries, uint64_t since_ns)
 {
-	if (r->aborting || r->opt.on_loss == REGION_LOSS_ERROR || policy_expired(r, since_ns, loop_now(r->loop)))
+	if (r->aborting || r->opt.on_loss == REGION_LOSS_ERROR ||
+	    policy_expired(r, since_ns, loop_now(r->loop)))
 		return 0;
 	if (!r->far_lost && !err_is_loss(err) && tries > TRIES_MAX)
 		return 0;

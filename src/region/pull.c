@@ -2,23 +2,29 @@
 /*
  * Pull: what is missing comes from the far store.
  *
- *   faults ─▶ requests ─▶ asked (priority > 0) ─▶ readahead ─▶ asked (others) ─▶ background     pull_run(), in this order
+ *   pull_run, in this order:
+ *   faults ─▶ requests ─▶ asked (priority > 0) ─▶ readahead ─▶ asked (others) ─▶ background
  *        └────────┴─────────┬────────┴──────────────┴──────────────┘
- *                      pull_start ──▶ far READ ──▶ pull_done ──▶ install ──▶ pull_settle        it came
- *                                                      ├──▶ pull_failed                         it did not
- *                                                      └──▶ (stale) begin again                 it is too old
+ *                      pull_start ──▶ far READ ──▶ pull_done
+ *                                                     ├──▶ install ──▶ pull_settle    it came
+ *                                                     ├──▶ pull_failed                it did not
+ *                                                     └──▶ (stale) begin again        it is too old
  *
- * A pull is one READ of one chunk for a fault, of several adjacent ones otherwise, into a buffer of a slot, and from there into
- * the near store: near->put() never touches a page that is present, so what was written since the pull began stays
- * (rule 2), and it wakes who waits. A sequential reader is woken with the whole run, a random one with its own page first.
+ * A pull is one READ of one chunk for a fault, of several adjacent ones otherwise, into a buffer of
+ * a slot, and from there into the near store: near->put() never touches a page that is present, so
+ * what was written since the pull began stays (rule 2), and it wakes who waits. A sequential reader
+ * is woken with the whole run, a random one with its own page first.
  *
- * Bytes under way are bounded by the window (slot.c), for faults and for the first chunk of a request by the slots alone: a
- * fault never waits behind bulk that is not on the wire yet (rule 3). Room is reserved before a pull begins (rule 8).
+ * Bytes under way are bounded by the window (slot.c), for faults and for the first chunk of a
+ * request by the slots alone: a fault never waits behind bulk that is not on the wire yet (rule 3).
+ * Room is reserved before a pull begins (rule 8).
  *
- * A failed pull makes nothing present: whoever waits tries again until policy.c says no, then gets the error (rule 7).
- * Where the near store has no memory for what has come, the slot keeps it and tries again (`stuck`).
+ * A failed pull makes nothing present: whoever waits tries again until policy.c says no, then gets
+ * the error (rule 7). Where the near store has no memory for what has come, the slot keeps it and
+ * tries again (`stuck`).
  *
- * Invariant: a chunk is PULLING (or partial and pulling) exactly while one slot in r->pulls or r->stuck covers it.
+ * Invariant: a chunk is PULLING (or partial and pulling) exactly while one slot in r->pulls or
+ * r->stuck covers it.
  *
  * Locking: the region's lock around changes of the map; loop thread.
  */
@@ -32,6 +38,11 @@
 
 static void pull_done(struct req *req, int err);
 
+static bool unreachable(const struct region *r)
+{
+	return r->far_lost && r->opt.on_loss == REGION_LOSS_ERROR;
+}
+
 /* ---- beginning ---- */
 
 static enum slot_use use_of(enum pull_why why)
@@ -42,14 +53,18 @@ static enum slot_use use_of(enum pull_why why)
 static enum room_for room_of(enum pull_why why)
 {
 	static const enum room_for room[] = {
-		[PULL_FAULT] = ROOM_FAULT,  [PULL_REQUEST] = ROOM_DEMAND,	 [PULL_ASKED] = ROOM_DEMAND,
-		[PULL_AHEAD] = ROOM_AHEAD, [PULL_BACKGROUND] = ROOM_BACKGROUND,
+		[PULL_FAULT] = ROOM_FAULT,
+		[PULL_REQUEST] = ROOM_DEMAND,
+		[PULL_ASKED] = ROOM_DEMAND,
+		[PULL_AHEAD] = ROOM_AHEAD,
+		[PULL_BACKGROUND] = ROOM_BACKGROUND,
 	};
 
 	return room[why];
 }
 
-/* Adjacent chunks from want->first that can be pulled in one go: up to a unit, and not across its border. */
+/* Adjacent chunks from want->first that can be pulled in one go: up to a unit, and not across its
+ * border. */
 static uint64_t run_count(const struct region *r, const struct pull_want *want)
 {
 	uint64_t per_unit = r->unit >> r->map.shift, count = 1;
@@ -69,7 +84,8 @@ static uint64_t run_absent(const struct region *r, uint64_t first, uint64_t coun
 	return absent;
 }
 
-/* Room for the absent ones of the run; making room may drop a partial one among them, which then counts, too. */
+/* Room for the absent ones of the run; making room may drop a partial one among them, which then
+ * counts, too. */
 static int run_room(struct region *r, const struct pull_want *want, uint64_t count)
 {
 	uint64_t absent = run_absent(r, want->first, count), before;
@@ -179,7 +195,8 @@ static int put(struct region *r, struct slot *slot, uint64_t from, uint64_t to)
 {
 	if (from >= to)
 		return 0;
-	return r->near->ops->put(r->near, from, slot->req.ret_zero ? NULL : slot_data(r, slot, from),
+	return r->near->ops->put(r->near, from,
+				 slot->req.ret_zero ? NULL : slot_data(r, slot, from),
 				 (size_t)(to - from));
 }
 
@@ -221,18 +238,19 @@ static int install_mark(struct region *r, struct slot *slot, uint64_t c, bool *r
 	*ret_left = !(map_byte(&r->map, c) & CHUNK_FAULTED);
 	if (!*ret_left)
 		return put(r, slot, pages.off, range_end(pages));
-	return r->near->ops->write(r->near, pages.off, slot_data(r, slot, pages.off), (size_t)pages.len);
+	return r->near->ops->write(r->near, pages.off, slot_data(r, slot, pages.off),
+				   (size_t)pages.len);
 }
 
 static int install(struct region *r, struct slot *slot)
 {
 	struct map *m = &r->map;
 	uint64_t end = slot->first + slot->count, mark = slot->mark;
-	size_t tail = (size_t)(map_page_range(m, slot->first, slot->count).len - slot->req.range.len);
+	uint64_t len = slot->req.range.len;
 	bool left = false;
 	int err = 0;
 
-	memset(slot->buf + slot->req.range.len, 0, tail); /* of the resource's last page */
+	memset(slot->buf + len, 0, align_up(len, PAGE_BYTES) - len); /* behind the resource's end */
 	for (uint64_t c = slot->first, next; !err && c < end; c = next) {
 		next = c + 1;
 		if (map_state(m, c) == CHUNK_PARTIAL) {
@@ -262,13 +280,15 @@ static void progress(struct region *r, struct range range)
 
 	if (r->opt.hooks.chunk_local)
 		r->opt.hooks.chunk_local(r->opt.hooks.arg, range);
-	if (r->opt.hooks.progress && (local == r->map.size || now - r->progress_ns >= 100 * NS_PER_MS)) {
+	if (r->opt.hooks.progress &&
+	    (local == r->map.size || now - r->progress_ns >= 100 * NS_PER_MS)) {
 		r->progress_ns = now;
 		r->opt.hooks.progress(r->opt.hooks.arg, local, r->map.size);
 	}
 }
 
-/* The chunk is here. Whoever faulted on a page that came by a write, and not by put(), is woken by opening it. */
+/* The chunk is here. Whoever faulted on a page that came by a write, and not by put(), is woken by
+ * opening it. */
 static void settle_chunk(struct region *r, uint64_t c, bool marked)
 {
 	struct map *m = &r->map;
@@ -337,8 +357,8 @@ static void pull_failed(struct region *r, struct slot *slot, int err)
 	pull_background_again(r, first);
 }
 
-/* The near store has taken some pages, and no more. The program may write to those: the map has to know which they are. (Putting a
- * page that is present does nothing.) */
+/* The near store has taken some pages, and no more. The program may write to those: the map has to
+ * know which they are. (Putting a page that is present does nothing.) */
 static void install_note(struct region *r, struct slot *slot)
 {
 	struct map *m = &r->map;
@@ -428,7 +448,8 @@ void region_pull(struct region *r, struct region_pull *pull)
 		pull->cursor = pull->behind = map_chunk_of(&r->map, pull->range.off);
 		pull->end = map_chunk_of(&r->map, range_end(pull->range) - 1) + 1;
 	}
-	while (at != &r->asked.head && LIST_ENTRY(at, struct region_pull, link)->priority >= pull->priority)
+	while (at != &r->asked.head &&
+	       LIST_ENTRY(at, struct region_pull, link)->priority >= pull->priority)
 		at = at->next;
 	link_insert_before(at, &pull->link);
 	region_kick(r);
@@ -503,7 +524,8 @@ static bool asked_run(struct region *r, bool urgent)
 		if ((pull->priority > 0) != urgent || pull->retry_ns > loop_now(r->loop))
 			continue;
 		for (;;) {
-			struct pull_want want = { .end = pull->end, .why = PULL_ASKED, .mark = NO_CHUNK,
+			struct pull_want want = { .end = pull->end, .why = PULL_ASKED,
+						 .mark = NO_CHUNK,
 						  .flags = urgent ? 0 : REQ_BACKGROUND };
 			uint64_t count = 1;
 			int err;
@@ -512,8 +534,7 @@ static bool asked_run(struct region *r, bool urgent)
 			if (pull->cursor == pull->end)
 				break;
 			want.first = pull->cursor;
-			err = r->far_lost && r->opt.on_loss == REGION_LOSS_ERROR ? -ENOTCONN :
-										  pull_start(r, &want, &count);
+			err = unreachable(r) ? -ENOTCONN : pull_start(r, &want, &count);
 			if (err == -EAGAIN)
 				return false;
 			if (err)
@@ -549,9 +570,11 @@ static int background_order(struct region *r)
 		return -ENOMEM;
 	for (uint64_t i = 0; i < r->bg_spans; i++) {
 		uint64_t first = i * r->bg_span_chunks;
-		struct range range = map_range(&r->map, first, MIN(r->bg_span_chunks, r->map.chunks - first));
+		struct range range = map_range(&r->map, first,
+					       MIN(r->bg_span_chunks, r->map.chunks - first));
 
-		r->bg_order[i] = (struct span){ r->opt.hooks.priority(r->opt.hooks.arg, range), (uint32_t)i };
+		r->bg_order[i] = (struct span){ r->opt.hooks.priority(r->opt.hooks.arg, range),
+					       (uint32_t)i };
 	}
 	qsort(r->bg_order, r->bg_spans, sizeof(*r->bg_order), span_compare);
 	return 0;
@@ -583,7 +606,8 @@ void pull_background_again(struct region *r, uint64_t c)
 	r->bg_active = true;
 }
 
-/* The next chunk of the pass, by order or one after another; map.chunks at its end. bg_at counts chunks in that order. */
+/* The next chunk of the pass, by order or one after another; map.chunks at its end. bg_at counts
+ * chunks in that order. */
 static uint64_t background_next(struct region *r, uint64_t *ret_end)
 {
 	struct map *m = &r->map;
@@ -593,9 +617,11 @@ static uint64_t background_next(struct region *r, uint64_t *ret_end)
 		return r->bg_at = map_next_pullable(m, r->bg_at, m->chunks);
 	}
 	while (r->bg_at < r->bg_spans * r->bg_span_chunks) {
-		uint64_t first = r->bg_order[r->bg_at / r->bg_span_chunks].index * r->bg_span_chunks;
+		uint64_t first =
+			r->bg_order[r->bg_at / r->bg_span_chunks].index * r->bg_span_chunks;
 		uint64_t end = MIN(first + r->bg_span_chunks, m->chunks);
-		uint64_t c = map_next_pullable(m, MIN(first + r->bg_at % r->bg_span_chunks, end), end);
+		uint64_t c = map_next_pullable(m, MIN(first + r->bg_at % r->bg_span_chunks, end),
+					       end);
 
 		if (c < end) {
 			r->bg_at += c - (first + r->bg_at % r->bg_span_chunks);
@@ -610,7 +636,8 @@ static uint64_t background_next(struct region *r, uint64_t *ret_end)
 static void background_run(struct region *r)
 {
 	while (r->bg_active && r->bg_retry_ns <= loop_now(r->loop)) {
-		struct pull_want want = { .why = PULL_BACKGROUND, .flags = REQ_BACKGROUND, .mark = NO_CHUNK };
+		struct pull_want want = { .why = PULL_BACKGROUND, .flags = REQ_BACKGROUND,
+					 .mark = NO_CHUNK };
 		uint64_t count = 0;
 
 		want.first = background_next(r, &want.end);
@@ -619,7 +646,8 @@ static void background_run(struct region *r)
 				return;
 			r->bg_at += count;
 		} else if (r->bg_missed && !list_empty(&r->pulls)) {
-			return; /* what is under way may fail yet: one more pass when it has ended */
+			/* what is under way may fail yet: one more pass when it has ended */
+			return;
 		} else {
 			r->bg_active = r->bg_missed;
 			r->bg_missed = false;
@@ -636,21 +664,20 @@ static bool request_pulls(struct region *r);
 
 void pull_run(struct region *r)
 {
-	bool reachable = !(r->far_lost && r->opt.on_loss == REGION_LOSS_ERROR);
-
 	if (r->aborting)
 		return;
 	stuck_run(r);
 	if (faults_run(r) && request_pulls(r) && asked_run(r, true)) {
-		if (reachable)
+		if (!unreachable(r))
 			ahead_run(r);
-		if (asked_run(r, false) && reachable)
+		if (asked_run(r, false) && !unreachable(r))
 			background_run(r);
 	}
 	asked_settle(r);
 }
 
-/* Chunks that a request waits for, and those behind within a window, so that a long one does not go chunk by chunk. */
+/* Chunks that a request waits for, and those behind within a window, so that a long one does not go
+ * chunk by chunk. */
 static bool request_pull(struct region *r, struct io *io)
 {
 	struct map *m = &r->map;
@@ -658,16 +685,20 @@ static bool request_pull(struct region *r, struct io *io)
 	uint64_t head = map_chunk_of(m, io->at), c = head, end = head + 1;
 
 	if (req->op == REQ_READ || req->op == REQ_PREFETCH)
-		end = MIN(map_chunk_of(m, range_end(req->range) - 1) + 1, head + (flow_window(&r->flow_in) >> m->shift) + 1);
+		end = MIN(map_chunk_of(m, range_end(req->range) - 1) + 1,
+			  head + (flow_window(&r->flow_in) >> m->shift) + 1);
 	while ((c = map_next_pullable(m, c, end)) < end) {
 		bool background = req->flags & REQ_BACKGROUND || req->op == REQ_PREFETCH;
-		struct pull_want want = { .first = c, .end = end, .why = PULL_REQUEST, .mark = NO_CHUNK,
+		struct pull_want want = { .first = c, .end = end, .why = PULL_REQUEST,
+					 .mark = NO_CHUNK,
 					  .beyond_window = c == head && !background };
 		uint64_t count;
 		int err;
 
 		want.flags = background ? REQ_BACKGROUND : c == head ? REQ_URGENT : 0;
-		err = r->far_lost && r->opt.on_loss == REGION_LOSS_ERROR ? -ENOTCONN : pull_start(r, &want, &count);
+		err = r->far_lost &&
+			r->opt.on_loss == REGION_LOSS_ERROR ? -ENOTCONN : pull_start(r, &want,
+										     &count);
 		if (err == -EAGAIN)
 			return false;
 		if (err) {

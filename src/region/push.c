@@ -3,26 +3,30 @@
  * Push: what is dirty goes to the far store, and FLUSH makes it safe there.
  *
  *   FLUSH request ─┐
- *   pressure ──────┼─▶ round_begin: collect, todo = all that is dirty or under way
+ *   pressure ──────┼─▶ round_begin: collect; todo = all that is dirty or under way
  *   timer ─────────┘        │
- *                     sweep: push_start ──▶ far WRITE ──▶ push_done                (until todo is empty and nothing flies)
+ *                     sweep_step ──▶ far WRITE ──▶ push_done     until todo is empty, nothing flies
  *                           │
  *                     round_pushed ──▶ far FLUSH ──▶ round_flushed ──▶ round_end
- *                           ▲                            │ another instance answered, or one restarted meanwhile:
- *                           └────── round_again ◀────────┘ what it may have forgotten is dirty, and goes again
+ *                           ▲                            │
+ *                           └────── round_again ◀────────┘ another instance answered: what the one
+ *                                       before it may have taken along is dirty, and goes again
  *
- * A *round* is one sweep of a circular cursor over a snapshot (the map's todo bits). A chunk is visited when none of
- * its WRITEs is under way, all its dirty pages then go, and its bit is cleared: so whoever keeps writing to a chunk cannot keep
- * a round from ending, and no page is ever under way twice. FLUSH requests that come during a round wait for the next, all
- * together; but a round that was begun by the timer becomes theirs, with a new snapshot.
+ * A *round* is one sweep of a circular cursor over a snapshot (the map's todo bits). A chunk is
+ * visited when none of its WRITEs is under way, all its dirty pages then go, and its bit is
+ * cleared: so whoever keeps writing to a chunk cannot keep a round from ending, and no page is ever
+ * under way twice. FLUSH requests that come during a round wait for the next, all together; but a
+ * round that was begun by the timer becomes theirs, with a new snapshot.
  *
- * The instance rule (rule 4). Each completed WRITE leaves its chunks UNFLUSHED in the current *epoch*, of which there are two, and an
- * epoch knows the instance id that took its WRITEs. A far FLUSH is sent for the former epoch after the epochs have been
- * switched; when it is answered by the same instance, everything in the former epoch is safe, for it was
- * complete when the FLUSH was sent. When another instance shows up, in the reply to a WRITE or FLUSH or in an event, what was
+ * The instance rule (rule 4). Each completed WRITE leaves its chunks UNFLUSHED in the current
+ * *epoch*, of which there are two, and an epoch knows the instance id that took its WRITEs. A far
+ * FLUSH is sent for the former epoch after the epochs have been switched; when it is answered by
+ * the same instance, everything in the former epoch is safe, for it was complete when the FLUSH was
+ * sent. When another instance shows up, in the reply to a WRITE or FLUSH or in an event, what was
  * pushed to the one before is dirty again.
  *
- * A failed WRITE makes its pages dirty again, is counted, and is the result of the next flush, whatever happens until then.
+ * A failed WRITE makes its pages dirty again, is counted, and is the result of the next flush,
+ * whatever happens until then.
  *
  * Locking: the region's lock around changes of the map; loop thread.
  */
@@ -78,7 +82,8 @@ uint64_t push_next_ns(struct region *r)
 	return at;
 }
 
-/* The timer's part: looks for writes of a mapped program, and decides whether it is time to push. */
+/* The timer's part: looks for writes of a mapped program, and decides whether it is time to
+ * push. */
 static void push_tick(struct region *r)
 {
 	uint64_t now = loop_now(r->loop);
@@ -94,7 +99,8 @@ static void push_tick(struct region *r)
 	}
 	if (r->map.dirty)
 		r->push_due = true;
-	/* A mapped program that has something to write to is looked at again and again; requests tell by themselves. */
+	/* A mapped program that has something to write to is looked at again and again; requests
+	 * tell by themselves. */
 	if (r->collects && r->map.held)
 		r->push_at_ns = now + push_wait_ns(r);
 }
@@ -130,7 +136,8 @@ void push_restarted(struct region *r, uint64_t instance)
 /* ---- one WRITE ---- */
 
 static void pages_each(struct region *r, const struct slot *slot,
-		       void (*fn)(struct region *r, uint64_t c, uint32_t page, uint32_t count, bool ok), bool ok)
+		       void (*fn)(struct region *r, uint64_t c, uint32_t page, uint32_t count,
+				  bool ok), bool ok)
 {
 	uint64_t at = slot->first, end = slot->first + slot->count;
 	unsigned per_chunk = r->map.shift - log2_u64(PAGE_BYTES);
@@ -156,13 +163,15 @@ static bool all_zero(const uint8_t *p, size_t len)
 static void push_send(struct region *r, struct slot *slot)
 {
 	struct req *req = &slot->req;
-	uint64_t off = slot->first * PAGE_BYTES, end = MIN(off + slot->count * PAGE_BYTES, r->map.size);
+	uint64_t off = slot->first * PAGE_BYTES,
+		end = MIN(off + slot->count * PAGE_BYTES, r->map.size);
 	int err = r->near->ops->read(r->near, off, slot->buf, (size_t)(end - off));
 
 	req->flags = list_empty(&r->round.waiting) && !r->pressure ? REQ_BACKGROUND : 0;
 	req->range = range_between(off, end);
 	req->data = (struct iobuf){ slot->buf, (size_t)(end - off) };
-	req->op = r->far->info.zero == CAP_NATIVE && all_zero(slot->buf, req->data.len) ? REQ_ZERO : REQ_WRITE;
+	req->op = r->far->info.zero == CAP_NATIVE &&
+		all_zero(slot->buf, req->data.len) ? REQ_ZERO : REQ_WRITE;
 	req->extents = NULL;
 	req->done = push_done;
 	req->ret_why = NULL;
@@ -252,7 +261,8 @@ static void visit_end(struct region *r)
 	r->round.at++;
 }
 
-/* Takes the run of dirty pages at the cursor into the slot, and what follows in the next chunks without a gap. */
+/* Takes the run of dirty pages at the cursor into the slot, and what follows in the next chunks
+ * without a gap. */
 static void sweep_fill(struct region *r, struct slot *slot, uint32_t page, uint32_t count)
 {
 	struct map *m = &r->map;
@@ -271,9 +281,11 @@ static void sweep_fill(struct region *r, struct slot *slot, uint32_t page, uint3
 		if (round->page < map_pages(m, round->at))
 			break;
 		visit_end(r);
-		/* the next chunk, if it goes on there, and fits as a whole or can be taken in pieces */
+		/* the next chunk, if it goes on there, and fits as a whole or can be taken in
+		 * pieces */
 		if (round->at == m->chunks || slot->count == max || !map_todo(m, round->at) ||
-		    map_flying(m, round->at) || !map_push_next(m, round->at, 0, &page, &count) || page)
+		    map_flying(m, round->at) || !map_push_next(m, round->at, 0, &page, &count) ||
+		    	page)
 			break;
 		if (!map_rec(m, round->at) && count > max - slot->count)
 			break;
@@ -294,19 +306,22 @@ static bool sweep_step(struct region *r)
 	if (!sweep_find(r))
 		return false;
 	if (round->page && map_state(m, round->at) == CHUNK_DIRTY && !map_rec(m, round->at))
-		round->page = 0; /* was in pieces when the visit began, and is dirty as a whole now */
+		/* was in pieces when the visit began, and is dirty as a whole now */
+		round->page = 0;
 	if (!map_push_next(m, round->at, round->page, &page, &count)) {
 		visit_end(r);
 		return true;
 	}
 	/* Where the run ends with its chunk, more may follow: worth a large buffer. */
 	len = (size_t)count * PAGE_BYTES;
-	if (page + count == map_pages(m, round->at) && round->at + 1 < m->chunks && map_todo(m, round->at + 1))
+	if (page + count == map_pages(m, round->at) && round->at + 1 < m->chunks &&
+	    map_todo(m, round->at + 1))
 		len = MAX(len, (size_t)REGION_SMALL + 1);
 	if (r->flow_out.inflight && r->flow_out.inflight + len > flow_window(&r->flow_out))
 		return false;
 	if (!slot_available(&r->slots, len, USE_PUSH))
-		len = map_rec(m, round->at) ? MIN(len, (size_t)REGION_SMALL) : (size_t)count * PAGE_BYTES;
+		len = map_rec(m, round->at) ? MIN(len, (size_t)REGION_SMALL) :
+			(size_t)count * PAGE_BYTES;
 	slot = slot_get(&r->slots, len, USE_PUSH);
 	if (!slot)
 		return false;
@@ -342,12 +357,14 @@ static bool round_wanted(struct region *r)
 		return true;
 	if (r->push_retry_ns > loop_now(r->loop))
 		return false;
-	if (r->pressure && r->map.dirty + r->map.pushing + r->map.unflushed[0] + r->map.unflushed[1] == 0)
+	if (r->pressure &&
+	    r->map.dirty + r->map.pushing + r->map.unflushed[0] + r->map.unflushed[1] == 0)
 		r->pressure = false;
 	return (r->pressure || r->push_due) && !r->push_stopped;
 }
 
-/* Requests that wait become part of the round: everything that they can mean is in this snapshot. */
+/* Requests that wait become part of the round: everything that they can mean is in this
+ * snapshot. */
 static void round_take(struct region *r)
 {
 	struct round *round = &r->round;
@@ -365,7 +382,8 @@ static void round_take(struct region *r)
 	round->again_ns = 0;
 	if (err && !round->err)
 		round->err = err;
-	round->visiting = false; /* pages behind the cursor may be dirty since: from the chunk's start again */
+	/* pages behind the cursor may be dirty since: from the chunk's start again */
+	round->visiting = false;
 	round_snapshot(r);
 }
 
@@ -447,7 +465,8 @@ static void round_flushed(struct req *req, int err)
 		r->push_retry_ns = policy_backoff(r, ++r->push_tries);
 		/* Not covered: the next flush is to cover them. One epoch has one instance. */
 		region_lock(r);
-		if (epoch_used(r, r->epoch) && r->epoch_instance[old] != r->epoch_instance[r->epoch]) {
+		if (epoch_used(r, r->epoch) &&
+		    r->epoch_instance[old] != r->epoch_instance[r->epoch]) {
 			map_forget(&r->map, old);
 		} else {
 			if (epoch_used(r, old))
@@ -503,7 +522,8 @@ static void round_pushed(struct region *r)
 /* The far side does not move: whoever waits is told; the round goes on for itself. */
 static void round_expire(struct region *r)
 {
-	if (list_empty(&r->round.waiting) || !policy_expired(r, r->round.progress_ns, loop_now(r->loop)))
+	if (list_empty(&r->round.waiting) ||
+	    !policy_expired(r, r->round.progress_ns, loop_now(r->loop)))
 		return;
 	region_error(r, -ETIMEDOUT, "flush: the far side does not answer");
 	round_answer(r, -ETIMEDOUT);
@@ -539,7 +559,8 @@ void push_run(struct region *r)
 
 void push_flush(struct region *r, struct req *req)
 {
-	if (!r->pushes) { /* read-only, or a private copy: there is nothing that could be made safe */
+	/* read-only, or a private copy: there is nothing that could be made safe */
+	if (!r->pushes) {
 		req_done(req, 0);
 		return;
 	}

@@ -2,14 +2,16 @@
 /*
  * Readahead: tells sequential and strided readers from random ones, and pulls ahead of the former.
  *
- * Place: ahead_used() hears of every chunk that somebody asks for: each fault, each chunk of a request, each touch
- * of a mark. ahead_run() is called by pull_run() when nothing more urgent wants to be pulled.
+ * Place: ahead_used() hears of every chunk that somebody asks for: each fault, each chunk of a
+ * request, each touch of a mark. ahead_run() is called by pull_run() when nothing more urgent wants
+ * to be pulled.
  *
- * A stream is a reader: the chunk it used last, its stride, and how many strides were asked for beyond. The window doubles, from 2
- * up to the limit, each time half of it has been used, so that the next pulls are under way before the reader runs dry.
- * A mapped program that reads what is open is not seen; so one chunk in the middle of each window is left shut (`mark`): its
- * first touch is a cheap fault that tells. What fits no stream begins a new one, without readahead, in
- * place of the one that was used least recently.
+ * A stream is a reader: the chunk it used last, its stride, and how many strides were asked for
+ * beyond. The window doubles, from 2 up to the limit, each time half of it has been used, so that
+ * the next pulls are under way before the reader runs dry. A mapped program that reads what is open
+ * is not seen; so one chunk in the middle of each window is left shut (`mark`): its first touch is
+ * a cheap fault that tells. What fits no stream begins a new one, without readahead, in place of
+ * the one that was used least recently.
  *
  * Locking: none; loop thread.
  */
@@ -70,7 +72,10 @@ static void stream_widen(struct region *r, struct stream *s)
 	s->window = MIN(s->window ? s->window * 2 : WINDOW_FIRST, r->ahead_max);
 	s->mark = NO_CHUNK;
 	if (r->near->mapped && s->window > before)
-		s->mark = s->last + (uint64_t)(s->stride * (int64_t)(before + 1 + (s->window - before) / 2));
+		s->mark =
+			s->last +
+				(uint64_t)(s->stride *
+					   (int64_t)(before + 1 + (s->window - before) / 2));
 }
 
 static void stream_moved(struct region *r, struct stream *s, uint64_t c, uint64_t steps)
@@ -152,7 +157,8 @@ void ahead_used(struct region *r, uint64_t c)
 static bool stream_run(struct region *r, struct stream *s)
 {
 	while (s->issued < s->window) {
-		uint64_t next = s->last + (uint64_t)(s->stride * (int64_t)(s->issued + 1)), count = 0;
+		uint64_t next = s->last + (uint64_t)(s->stride * (int64_t)(s->issued + 1)),
+			count = 0;
 		struct pull_want want = { .first = next, .end = next + 1, .why = PULL_AHEAD,
 					  .flags = REQ_BACKGROUND, .mark = s->mark };
 		int err;
@@ -219,7 +225,8 @@ void region_advise(struct region *r, struct range range, enum region_advice advi
 		ahead_advise(r, range, advice);
 		return;
 	}
-	for (uint64_t c = map_chunk_of(&r->map, range.off), end = map_chunk_of(&r->map, range_end(range) - 1);
+	for (uint64_t c = map_chunk_of(&r->map, range.off),
+	     end = map_chunk_of(&r->map, range_end(range) - 1);
 	     (c = map_next(&r->map, c, MAP_HELD)) <= end && c < r->map.chunks; c++)
 		(void)policy_drop(r, c);
 }

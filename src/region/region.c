@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The region's handle: opening and closing, the one place from which everything is carried on, events, status.
+ * The region's handle: opening and closing, the one place from which everything is carried on,
+ * events, status.
  *
- * Place: a front end submits requests to region_store() or reports page faults to region_fault(); below are the near store
- * and the far store. map.c has the states; request.c, fault.c, pull.c, readahead.c, dirty.c, push.c and policy.c do
- * the work.
+ * Place: a front end submits requests to region_store() or reports page faults to region_fault();
+ * below are the near store and the far store. map.c has the states; request.c, fault.c, pull.c,
+ * readahead.c, dirty.c, push.c and policy.c do the work.
  *
- * Whatever happens (a request, a fault, a completion, a timer, an event) changes some state and kicks; region_run() then
- * looks at all that waits, in the order of urgency, once per iteration of the loop. So no callback starts a long chain,
- * and there is one order of things to reason about.
+ * Whatever happens (a request, a fault, a completion, a timer, an event) changes some state and
+ * kicks; region_run() then looks at all that waits, in the order of urgency, once per iteration of
+ * the loop. So no callback starts a long chain, and there is one order of things to reason about.
  *
- * One timer serves everything that waits for a time: retries, deadlines, pushes. Nothing to wait for: no timer.
+ * One timer serves everything that waits for a time: retries, deadlines, pushes. Nothing to wait
+ * for: no timer.
  *
- * Closing: abort, deferred to region_run(): waiting requests, pulls and faults end, the far store is aborted. When no
- * transfer is under way and no post queued, far is closed, then near, then the handle is freed.
+ * Closing: abort, deferred to region_run(): waiting requests, pulls and faults end, the far store
+ * is aborted. When no transfer is under way and no post queued, far is closed, then near, then the
+ * handle is freed.
  *
- * Locking: one mutex (region_lock) around the bytes and records of the map, and near->open(), against the fault thread, which
- * runs nothing but region_fault(). Never held across I/O. Everything else belongs to the loop's thread.
+ * Locking: one mutex (region_lock) around the bytes and records of the map, and near->open(),
+ * against the fault thread, which runs nothing but region_fault(). Never held across I/O.
+ * Everything else belongs to the loop's thread.
  */
 #include "region/region.h"
 
@@ -54,6 +58,11 @@ void region_error(struct region *r, int err, const char *why)
 	snprintf(r->last_why, sizeof(r->last_why), "%s", why ? why : strerror(-err));
 }
 
+static uint64_t expiry(const struct region *r, struct link *fault)
+{
+	return policy_expiry(r, LIST_ENTRY(fault, struct fault, link)->since_ns);
+}
+
 /* The earliest time at which something has to be looked at again. */
 static uint64_t next_ns(struct region *r)
 {
@@ -81,7 +90,7 @@ static uint64_t next_ns(struct region *r)
 			if (slots[i] == &r->stuck)
 				at = MIN(at, slot->retry_ns);
 			LIST_EACH(j, &slot->faults)
-				at = MIN(at, policy_expiry(r, LIST_ENTRY(j, struct fault, link)->since_ns));
+				at = MIN(at, expiry(r, j));
 		}
 	LIST_EACH(k, &r->asked) {
 		struct region_pull *pull = LIST_ENTRY(k, struct region_pull, link);
@@ -133,8 +142,8 @@ static void far_closed(void *arg)
 	store_closed(&r->store);
 }
 
-/* Who may still hold a pointer to us: a slot's or a round's request (they end, far was aborted), EXTENTS likewise, our posts
- * (they run before this is asked again). */
+/* Who may still hold a pointer to us: a slot's or a round's request (they end, far was aborted),
+ * EXTENTS likewise, our posts (they run before this is asked again). */
 static void close_try(struct region *r)
 {
 	bool posted;
@@ -142,7 +151,8 @@ static void close_try(struct region *r)
 	region_lock(r);
 	posted = r->posted;
 	region_unlock(r);
-	if (posted || r->kicked || r->round.active || r->extents_parent || !list_empty(&r->pulls) || r->slots.pushing)
+	if (posted || r->kicked || r->round.active || r->extents_parent || !list_empty(&r->pulls) ||
+	    r->slots.pushing)
 		return;
 	r->closing = false; /* once */
 	r->far->on_event = NULL;
@@ -253,8 +263,9 @@ static void region_line(struct store *store, char *buf, size_t len)
 	struct region *r = CONTAINER_OF(store, struct region, store);
 	const struct map *m = &r->map;
 
-	snprintf(buf, len, "chunk=%u local=%llu dirty=%llu unflushed=%llu budget=%llu lost=%d", r->chunk,
-		 (unsigned long long)(m->full << m->shift), (unsigned long long)(m->dirty << m->shift),
+	snprintf(buf, len, "chunk=%u local=%llu dirty=%llu unflushed=%llu budget=%llu lost=%d",
+		 r->chunk, (unsigned long long)(m->full << m->shift),
+		 (unsigned long long)(m->dirty << m->shift),
 		 (unsigned long long)((m->unflushed[0] + m->unflushed[1]) << m->shift),
 		 (unsigned long long)r->opt.budget_bytes, r->far_lost);
 }
@@ -273,22 +284,28 @@ static int open_options(struct region *r, const struct region_options *options, 
 {
 	const struct store_info *info = &r->far->info;
 	struct region_options *o = &r->opt;
+	uint64_t len_max = 1ULL << log2_u64(info->len_max);
 	char text[SIZE_TEXT_MAX];
 
 	*o = *options;
-	o->readahead_bytes_max = o->readahead_bytes_max ? o->readahead_bytes_max : REGION_READAHEAD_DEFAULT;
+	if (!o->inflight_bytes_max)
+		o->inflight_bytes_max = REGION_INFLIGHT_DEFAULT;
+	if (!o->readahead_bytes_max)
+		o->readahead_bytes_max = REGION_READAHEAD_DEFAULT;
 	o->push_interval_ns = o->push_interval_ns ? o->push_interval_ns : NS_PER_S;
 	o->push_age_ns = o->push_age_ns ? o->push_age_ns : o->push_interval_ns;
 	o->deadline_ns = o->deadline_ns ? o->deadline_ns : 60 * NS_PER_S;
 	if (info->align > PAGE_BYTES)
-		return err_set(e, -EINVAL, "the far side wants requests aligned to %s, more than a page: put \"align|\" before it",
+		return err_set(e, -EINVAL,
+			       "the far side wants requests aligned to %s, more than a page: put \"align|\" before it",
 			       size_format(info->align, text));
 	if (!o->chunk)
-		o->chunk = (uint32_t)MAX(MIN(MIN(info->chunk, CHUNK_MAX), 1ULL << log2_u64(info->len_max)), CHUNK_MIN);
+		o->chunk = (uint32_t)MAX(MIN(MIN(info->chunk, CHUNK_MAX), len_max), CHUNK_MIN);
 	if (!is_pow2(o->chunk) || o->chunk < CHUNK_MIN || o->chunk > CHUNK_MAX)
 		return err_set(e, -EINVAL, "a chunk is a power of two from 4K to 16M");
 	if (o->chunk > info->len_max)
-		return err_set(e, -EINVAL, "the far side takes requests of at most %s, a chunk must not be larger",
+		return err_set(e, -EINVAL,
+			       "the far side takes requests of at most %s, a chunk must not be larger",
 			       size_format(info->len_max, text));
 	if (info->read_only && !o->discard)
 		o->read_only = true;
@@ -303,7 +320,7 @@ static int open_memory(struct region *r, struct err *e)
 {
 	struct region_options *o = &r->opt;
 	size_t recs = MAP_RECS_BYTES;
-	uint64_t bytes = MIN(o->inflight_bytes_max ? o->inflight_bytes_max : REGION_INFLIGHT_DEFAULT, REGION_INFLIGHT_MAX);
+	uint64_t bytes = MIN(o->inflight_bytes_max, REGION_INFLIGHT_MAX);
 	uint64_t unit = MAX(REGION_UNIT, (uint64_t)r->chunk), large, small, least;
 	char text[SIZE_TEXT_MAX];
 	int err;
@@ -319,17 +336,20 @@ static int open_memory(struct region *r, struct err *e)
 	o->inflight_bytes_max = large * unit;
 	r->unit = (uint32_t)unit;
 	r->fixed_bytes = large * unit + small * REGION_SMALL;
-	r->ahead_max = o->readahead_bytes_max > 1 ? (uint32_t)MAX(o->readahead_bytes_max / r->chunk, 1u) : 0;
+	if (o->readahead_bytes_max > 1)
+		r->ahead_max = (uint32_t)MAX(o->readahead_bytes_max / r->chunk, 1u);
 	err = map_init(&r->map, r->far->info.size, r->chunk, recs, e);
 	if (err)
 		return err;
 	r->fixed_bytes += sizeof(*r) + map_memory_fixed(&r->map);
 	least = r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
 	if (o->budget_bytes && o->budget_bytes < least)
-		return err_set(e, -EINVAL, "the budget is too small: with this chunk size it takes %s at least",
+		return err_set(e, -EINVAL,
+			       "the budget is too small: with this chunk size it takes %s at least",
 			       size_format(least, text));
 	if (o->budget_bytes)
-		r->ahead_max = (uint32_t)MIN((uint64_t)r->ahead_max, (o->budget_bytes - r->fixed_bytes) / 4 / r->chunk);
+		r->ahead_max = (uint32_t)MIN((uint64_t)r->ahead_max,
+					     (o->budget_bytes - r->fixed_bytes) / 4 / r->chunk);
 	r->flow_in.window_max = r->flow_out.window_max = large * unit;
 	err = slots_init(r, &r->slots, (uint32_t)large, unit, (uint32_t)small);
 	return err ? err_sys(e, err, "no memory for transfer buffers") : 0;
@@ -337,8 +357,9 @@ static int open_memory(struct region *r, struct err *e)
 
 static void open_lists(struct region *r)
 {
-	struct list *lists[] = { &r->pulls,	 &r->stuck,    &r->asked, &r->round.waiting,	&r->flush_next,
-				 &r->ios_idle, &r->ios, &r->ios_waiting, &r->extents_waiting };
+	struct list *lists[] = { &r->pulls,	    &r->stuck,	   &r->asked,
+				 &r->round.waiting, &r->flush_next, &r->ios_idle,
+				 &r->ios,	    &r->ios_waiting, &r->extents_waiting };
 
 	for (size_t i = 0; i < ARRAY_LEN(lists); i++)
 		list_init(lists[i]);
@@ -376,9 +397,17 @@ int region_open(struct region **ret, struct loop *loop, struct store *far, struc
 		return err;
 	}
 	r->store.info = (struct store_info){
-		.size = far->info.size, .align = 1, .len_max = REQ_LEN_MAX, .chunk = r->chunk,
-		.read_only = r->opt.read_only, .zero = CAP_NATIVE, .trim = CAP_NATIVE, .extents = CAP_NATIVE,
-		.prefetch = CAP_NATIVE, .flush = CAP_NATIVE, .identity = far->info.identity,
+		.size = far->info.size,
+		.align = 1,
+		.len_max = REQ_LEN_MAX,
+		.chunk = r->chunk,
+		.read_only = r->opt.read_only,
+		.zero = CAP_NATIVE,
+		.trim = CAP_NATIVE,
+		.extents = CAP_NATIVE,
+		.prefetch = CAP_NATIVE,
+		.flush = CAP_NATIVE,
+		.identity = far->info.identity,
 	};
 	store_init(&r->store, &region_ops, loop, NULL);
 	far->on_event = far_event;
@@ -415,9 +444,13 @@ static void chunk_shrink(struct region *r, uint64_t c)
 	}
 	region_unlock(r);
 	rec = map_rec(m, c);
-	for (size_t p = 0, end; shrunk && rec && (p = bitmap_next_clear(rec_ours(m, rec), count, p)) < count; p = end) {
+	for (size_t p = 0, end = 0; shrunk && rec && end < count; p = end) {
+		struct range gone;
+
+		p = bitmap_next_clear(rec_ours(m, rec), count, p);
 		end = bitmap_next_set(rec_ours(m, rec), count, p);
-		if (r->near->ops->drop(r->near, range_of(pages.off + p * PAGE_BYTES, (end - p) * PAGE_BYTES)))
+		gone = range_of(pages.off + p * PAGE_BYTES, (end - p) * PAGE_BYTES);
+		if (gone.len && r->near->ops->drop(r->near, gone))
 			region_error(r, -EIO, "memory of the near store could not be given back");
 	}
 }
@@ -434,7 +467,8 @@ int region_invalidate(struct region *r, struct range range)
 	pull_stale(r, range);
 	end = map_chunk_of(m, range_end(range) - 1) + 1;
 	for (uint64_t c = map_chunk_of(m, range.off); (c = map_next(m, c, MAP_HELD)) < end; c++) {
-		/* A pull of it is stale now, and begins again. What was written and is not safe yet stays. */
+		/* A pull of it is stale now, and begins again. What was written and is not safe yet
+		 * stays. */
 		if (!policy_drop(r, c) && map_rec(m, c))
 			chunk_shrink(r, c);
 		pull_background_again(r, c);
@@ -451,7 +485,7 @@ static uint64_t chunks_bytes(const struct map *m, uint64_t chunks)
 
 	if (chunks == m->chunks)
 		return m->size;
-	return chunks && map_full(m, m->chunks - 1) ? (chunks << m->shift) - short_by : chunks << m->shift;
+	return (chunks << m->shift) - (chunks && map_full(m, m->chunks - 1) ? short_by : 0);
 }
 
 void region_status(struct region *r, struct region_status *ret)
@@ -459,16 +493,26 @@ void region_status(struct region *r, struct region_status *ret)
 	const struct map *m = &r->map;
 
 	*ret = (struct region_status){
-		.size = m->size, .chunk = r->chunk,
+		.size = m->size,
+		.chunk = r->chunk,
 		.local_bytes = chunks_bytes(m, m->full),
 		.dirty_bytes = m->dirty << m->shift,
 		.unflushed_bytes = (m->unflushed[0] + m->unflushed[1]) << m->shift,
-		.pulling_bytes = r->flow_in.inflight, .pushing_bytes = r->flow_out.inflight,
-		.budget_bytes = r->opt.budget_bytes, .inflight_bytes_max = r->opt.inflight_bytes_max,
-		.pulled_bytes = r->pulled_bytes, .pushed_bytes = r->pushed_bytes, .evicted_bytes = r->evicted_bytes,
-		.faults_far = r->faults_far, .flushes = r->flushes,
-		.pull_errors = r->pull_errors, .push_errors = r->push_errors, .collect_ns = r->collect_ns,
-		.fault_latency = r->fault_latency, .last_err = r->last_err, .far_lost = r->far_lost,
+		.pulling_bytes = r->flow_in.inflight,
+		.pushing_bytes = r->flow_out.inflight,
+		.budget_bytes = r->opt.budget_bytes,
+		.inflight_bytes_max = r->opt.inflight_bytes_max,
+		.pulled_bytes = r->pulled_bytes,
+		.pushed_bytes = r->pushed_bytes,
+		.evicted_bytes = r->evicted_bytes,
+		.faults_far = r->faults_far,
+		.flushes = r->flushes,
+		.pull_errors = r->pull_errors,
+		.push_errors = r->push_errors,
+		.collect_ns = r->collect_ns,
+		.fault_latency = r->fault_latency,
+		.last_err = r->last_err,
+		.far_lost = r->far_lost,
 	};
 	memcpy(ret->last_why, r->last_why, sizeof(ret->last_why));
 	region_lock(r);
@@ -479,8 +523,13 @@ void region_status(struct region *r, struct region_status *ret)
 void region_map_draw(struct region *r, uint64_t first, uint64_t count, char *buf)
 {
 	static const char letter[CHUNK_STATES] = {
-		[CHUNK_ABSENT] = '.', [CHUNK_PARTIAL] = '~', [CHUNK_PULLING] = '<', [CHUNK_CLEAN] = '#',
-		[CHUNK_DIRTY] = '*',  [CHUNK_PUSHING] = '>', [CHUNK_REPUSH] = '>',
+		[CHUNK_ABSENT] = '.',
+		[CHUNK_PARTIAL] = '~',
+		[CHUNK_PULLING] = '<',
+		[CHUNK_CLEAN] = '#',
+		[CHUNK_DIRTY] = '*',
+		[CHUNK_PUSHING] = '>',
+		[CHUNK_REPUSH] = '>',
 	};
 
 	for (uint64_t i = 0; i < count; i++) {
@@ -488,7 +537,8 @@ void region_map_draw(struct region *r, uint64_t first, uint64_t count, char *buf
 
 		if (c >= r->map.chunks)
 			buf[i] = ' ';
-		else if (map_state(&r->map, c) == CHUNK_CLEAN && map_byte(&r->map, c) & CHUNK_UNFLUSHED)
+		else if (map_state(&r->map, c) == CHUNK_CLEAN &&
+			 map_byte(&r->map, c) & CHUNK_UNFLUSHED)
 			buf[i] = '+';
 		else
 			buf[i] = letter[map_state(&r->map, c)];

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The region: the store that joins a near store (fast, local) and a far store (the resource) with a chunk map. Front ends
- * use it as a store (region_store), or let a program touch the near store directly and report its faults (region_fault).
+ * The region: the store that joins a near store (fast, local) and a far store (the resource) with a
+ * chunk map. Front ends use it as a store (region_store), or let a program touch the near store
+ * directly and report its faults (region_fault).
  *
- * Threads: everything runs on the loop's thread, but for region_fault(), which a fault thread calls. The lock
- * guards the map's bytes and the opening of near pages against it; nothing else, and never across I/O.
+ * Threads: everything runs on the loop's thread, but for region_fault(), which a fault thread
+ * calls. The lock guards the map's bytes and the opening of near pages against it; nothing else,
+ * and never across I/O.
  */
 #ifndef REMORA_REGION_REGION_H
 #define REMORA_REGION_REGION_H
@@ -19,34 +21,45 @@ enum region_loss { REGION_LOSS_WAIT, REGION_LOSS_ERROR, REGION_LOSS_READONLY };
 
 struct region_hooks { /* loop thread; any may be NULL */
 	void (*chunk_local)(void *arg, struct range r);
-	void (*progress)(void *arg, uint64_t local_bytes, uint64_t size); /* at most every 100 ms, and at the end */
-	int (*priority)(void *arg, struct range r); /* of the background pull; asked once per chunk when it starts */
+	/* at most every 100 ms, and at the end */
+	void (*progress)(void *arg, uint64_t local_bytes, uint64_t size);
+	/* of the background pull; asked once per chunk when it starts */
+	int (*priority)(void *arg, struct range r);
 	void *arg;
 };
 
 struct region_options {
 	uint32_t chunk;		     /* bytes, power of two; 0 = the far store's */
-	uint64_t budget_bytes;	     /* resident data, transfer buffers and map together; 0 = no limit */
-	uint64_t inflight_bytes_max; /* of pulls and of pushes together; 0 = 32 MiB, less when the budget is small */
+	/* resident data, transfer buffers and map together; 0 = no limit */
+	uint64_t budget_bytes;
+	/* of pulls and of pushes together; 0 = 32 MiB, less when the budget is small */
+	uint64_t inflight_bytes_max;
 	uint32_t readahead_bytes_max; /* 0 = 8 MiB, 1 = none */
 	bool read_only;
 	bool discard;		     /* writes stay here for ever (private copy) */
 	bool pull_all;		     /* background pull of everything */
-	bool push_off;		     /* push only when flushing, or when the budget is full of dirty data */
-	uint64_t push_interval_ns;   /* how often writes of a mapped program are collected; 0 = 1 s */
-	uint64_t push_age_ns;	     /* a dirty chunk is pushed at the latest after this; 0 = the interval */
-	uint64_t deadline_ns;	     /* how long a request or fault waits for a lost far side; 0 = 60 s, NEVER_NS */
+	/* push only when flushing, or when the budget is full of dirty data */
+	bool push_off;
+	/* how often writes of a mapped program are collected; 0 = 1 s */
+	uint64_t push_interval_ns;
+	/* a dirty chunk is pushed at the latest after this; 0 = the interval */
+	uint64_t push_age_ns;
+	/* how long a request or fault waits for a lost far side; 0 = 60 s, NEVER_NS */
+	uint64_t deadline_ns;
 	enum region_loss on_loss;
 	struct region_hooks hooks;
 };
 
-/* Takes ownership of `far` and `near` on success. Pull starts at once (pull_all), before any front end is there. Set-up code. */
-MUST_USE int region_open(struct region **ret, struct loop *loop, struct store *far, struct near *near,
+/* Takes ownership of `far` and `near` on success. Pull starts at once (pull_all), before any front
+ * end is there. Set-up code. */
+MUST_USE int region_open(struct region **ret, struct loop *loop, struct store *far,
+			 struct near *near,
 			 const struct region_options *options, struct err *e);
 
 /*
- * The region as a store: READ WRITE FLUSH ZERO TRIM EXTENTS PREFETCH, any alignment. FLUSH collects, pushes and flushes the far
- * store, with the instance rule. Closing this store closes the region: it does not flush by itself.
+ * The region as a store: READ WRITE FLUSH ZERO TRIM EXTENTS PREFETCH, any alignment. FLUSH
+ * collects, pushes and flushes the far store, with the instance rule. Closing this store closes the
+ * region: it does not flush by itself.
  */
 struct store *region_store(struct region *region);
 
@@ -62,8 +75,9 @@ enum region_verdict region_fault(struct region *region, uint64_t off, bool write
 
 /* ---- loop thread ---- */
 
-/* Explicit ranges with a priority (0 = that of the background pull). When done is not NULL it is called once, when all is
- * local or has failed; `link` and the rest of the struct are the region's until then. */
+/* Explicit ranges with a priority (0 = that of the background pull). When done is not NULL it is
+ * called once, when all is local or has failed; `link` and the rest of the struct are the region's
+ * until then. */
 struct region_pull {
 	struct link link;
 	struct range range;
@@ -78,7 +92,8 @@ struct region_pull {
 void region_pull(struct region *region, struct region_pull *pull);
 void region_pull_cancel(struct region *region, struct region_pull *pull);
 
-/* Local clean data of the range is dropped; pulls under way there are fetched again; unflushed data is kept. */
+/* Local clean data of the range is dropped; pulls under way there are fetched again; unflushed data
+ * is kept. */
 MUST_USE int region_invalidate(struct region *region, struct range r);
 
 enum region_advice { REGION_NORMAL, REGION_SEQUENTIAL, REGION_RANDOM, REGION_DONTNEED };
@@ -101,8 +116,8 @@ struct region_status {
 };
 void region_status(struct region *region, struct region_status *ret);
 
-/* One letter per chunk: '.' absent, '~' partial, '<' pulling, '#' clean, '*' dirty, '>' pushing, '+' pushed and not yet
- * flushed; `first` and `count` in chunks. For status displays and tests. */
+/* One letter per chunk: '.' absent, '~' partial, '<' pulling, '#' clean, '*' dirty, '>' pushing,
+ * '+' pushed and not yet flushed; `first` and `count` in chunks. For status displays and tests. */
 void region_map_draw(struct region *region, uint64_t first, uint64_t count, char *buf);
 
 #endif

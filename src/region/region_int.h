@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of the region share. region.c owns the handle and the fault entry, request.c the requests, pull.c and
- * readahead.c what comes in, dirty.c and push.c what goes out, policy.c memory and patience, slot.c buffers and the
- * window of bytes under way.
+ * What the files of the region share. region.c owns the handle and the fault entry, request.c the
+ * requests, pull.c and readahead.c what comes in, dirty.c and push.c what goes out, policy.c memory
+ * and patience, slot.c buffers and the window of bytes under way.
  */
 #ifndef REMORA_REGION_INT_H
 #define REMORA_REGION_INT_H
@@ -17,8 +17,9 @@
 /* ---- the window of bytes under way (slot.c) ---- */
 
 /*
- * As in BBR (Cardwell et al., 2016): what the path delivers per second at most, times its shortest round trip, is what
- * it holds; twice that keeps it full, and more would only queue in front of a fault.
+ * As in BBR (Cardwell et al., 2016): what the path delivers per second at most, times its shortest
+ * round trip, is what it holds; twice that keeps it full, and more would only queue in front of a
+ * fault.
  */
 struct flow {
 	uint64_t window_max;
@@ -70,12 +71,14 @@ struct slots {
 	size_t memory_len;
 	uint32_t large, small, large_idle, small_idle; /* counts */
 	size_t large_len;
-	struct list idle_large, idle_small; /* last in, first out: a buffer that was just used is in the cache */
+	/* last in, first out: a buffer that was just used is in the cache */
+	struct list idle_large, idle_small;
 	uint32_t pushing;
 	uint32_t keep_fault, keep_push;
 };
 
-MUST_USE int slots_init(struct region *r, struct slots *s, uint32_t large, size_t large_len, uint32_t small);
+MUST_USE int slots_init(struct region *r, struct slots *s, uint32_t large, size_t large_len,
+			uint32_t small);
 void slots_done(struct slots *s);
 /* NULL = none that this use may have. */
 struct slot *slot_get(struct slots *s, size_t len, enum slot_use use);
@@ -217,7 +220,8 @@ struct region {
 	struct extents extents;
 
 	/* for status */
-	uint64_t pulled_bytes, pushed_bytes, evicted_bytes, faults_far, flushes, pull_errors, push_errors;
+	uint64_t pulled_bytes, pushed_bytes, evicted_bytes, faults_far, flushes, pull_errors,
+		push_errors;
 	uint64_t collect_ns;
 	struct hist fault_latency;
 	int last_err;
@@ -253,8 +257,8 @@ void requests_pull_failed(struct region *r, struct range range, int err);
 
 /* ---- pull.c ---- */
 
-/* Begins a READ at `first` of one or more adjacent chunks below `end`. 0, -EAGAIN: not now, -ENOSPC: never. `fault`
- * moves to the slot. */
+/* Begins a READ at `first` of one or more adjacent chunks below `end`. 0, -EAGAIN: not now,
+ * -ENOSPC: never. `fault` moves to the slot. */
 struct pull_want {
 	uint64_t first, end;
 	enum pull_why why;
@@ -271,7 +275,8 @@ void pull_run(struct region *r);
 void pull_abort(struct region *r);
 void pull_asked_failed(struct region *r, uint64_t first, uint64_t count, int err);
 MUST_USE int pull_background_begin(struct region *r);
-void pull_background_again(struct region *r, uint64_t c); /* some of what it had passed is absent again */
+/* some of what it had passed is absent again */
+void pull_background_again(struct region *r, uint64_t c);
 void pull_background_done(struct region *r);
 /* Pulls under way that overlap are older than what the far side has now. */
 void pull_stale(struct region *r, struct range range);
@@ -284,7 +289,8 @@ void faults_take(struct region *r);
 /* Begins pulls; false = one has to wait, and nothing less urgent should take its room. */
 bool faults_run(struct region *r);
 void faults_settle(struct region *r, struct list *faults); /* the data is there */
-void faults_again(struct region *r, struct list *faults, int err); /* the pull failed (0: was stale) */
+/* the pull failed (0: was stale) */
+void faults_again(struct region *r, struct list *faults, int err);
 void faults_expire(struct region *r);
 void faults_lost(struct region *r);
 void faults_abort(struct region *r);
@@ -319,7 +325,8 @@ uint64_t push_next_ns(struct region *r);
 
 enum room_for { ROOM_FAULT, ROOM_DEMAND, ROOM_AHEAD, ROOM_BACKGROUND };
 
-/* Room for `bytes` more: 0, -EAGAIN (something has to be pushed or pulled first), -ENOSPC (there is no hope). */
+/* Room for `bytes` more: 0, -EAGAIN (something has to be pushed or pulled first), -ENOSPC (there is
+ * no hope). */
 int policy_room(struct region *r, uint64_t bytes, enum room_for who);
 uint64_t policy_used(const struct region *r);
 /* Shuts, looks, and drops the chunk if it is clean; true = dropped. */

@@ -2,16 +2,18 @@
 /*
  * Requests to the region as a store.
  *
- * Place: request_submit() is the region's ops->submit. READ, WRITE, ZERO, TRIM and PREFETCH each go through a struct io
- * that walks the range chunk by chunk in io_step() as far as it can, and waits in r->ios for a pull (pull.c asks what is wanted),
- * for room or for a page record. FLUSH is push.c's. EXTENTS are the far store's, overlaid with what is dirty here.
+ * Place: request_submit() is the region's ops->submit. READ, WRITE, ZERO, TRIM and PREFETCH each go
+ * through a struct io that walks the range chunk by chunk in io_step() as far as it can, and waits
+ * in r->ios for a pull (pull.c asks what is wanted), for room or for a page record. FLUSH is
+ * push.c's. EXTENTS are the far store's, overlaid with what is dirty here.
  *
- * A WRITE of whole pages never waits for the far side: an absent chunk becomes partial. A part of a page that is not here
- * waits for its chunk. A long request takes its data chunk by chunk as it comes, in order, so that it works
- * with any budget that holds a few chunks: what was just pulled is used before anything else can drop it.
+ * A WRITE of whole pages never waits for the far side: an absent chunk becomes partial. A part of a
+ * page that is not here waits for its chunk. A long request takes its data chunk by chunk as it
+ * comes, in order, so that it works with any budget that holds a few chunks: what was just pulled
+ * is used before anything else can drop it.
  *
- * Invariant: a request is in exactly one place: an io, ios_waiting, flush lists, extents_waiting or extents_parent; from there
- * it is completed once.
+ * Invariant: a request is in exactly one place: an io, ios_waiting, flush lists, extents_waiting or
+ * extents_parent; from there it is completed once.
  *
  * Locking: the region's lock around changes of the map; loop thread.
  */
@@ -77,7 +79,8 @@ static int read_step(struct region *r, struct io *io, const struct part *p)
 	}
 	if (!part_here(&r->map, p))
 		return -EAGAIN;
-	err = r->near->ops->read(r->near, p->from, io->req->data.base + (p->from - io->req->range.off),
+	err = r->near->ops->read(r->near, p->from,
+				 io->req->data.base + (p->from - io->req->range.off),
 				 (size_t)(p->to - p->from));
 	if (err)
 		return err;
@@ -113,12 +116,14 @@ static int near_zero(struct near *near, uint64_t off, uint64_t len)
 	return err;
 }
 
-/* The last page of the resource is written with zeros behind the end: an absent page takes only whole pages. */
+/* The last page of the resource is written with zeros behind the end: an absent page takes only
+ * whole pages. */
 static int near_write_tail(struct region *r, struct io *io, uint64_t from, uint64_t to)
 {
 	memset(r->tail, 0, sizeof(r->tail));
 	if (io->req->op == REQ_WRITE)
-		memcpy(r->tail, io->req->data.base + (from - io->req->range.off), (size_t)(to - from));
+		memcpy(r->tail, io->req->data.base + (from - io->req->range.off),
+		       (size_t)(to - from));
 	return r->near->ops->write(r->near, from, r->tail, sizeof(r->tail));
 }
 
@@ -135,7 +140,8 @@ static int near_write(struct region *r, struct io *io, const struct part *p)
 		return err;
 	if (io->req->op != REQ_WRITE)
 		return near_zero(r->near, p->from, to - p->from);
-	return r->near->ops->write(r->near, p->from, io->req->data.base + (p->from - io->req->range.off),
+	return r->near->ops->write(r->near, p->from,
+				   io->req->data.base + (p->from - io->req->range.off),
 				   (size_t)(to - p->from));
 }
 
@@ -164,7 +170,8 @@ static int write_step(struct region *r, struct io *io, const struct part *p)
 	map_write(m, p->c, p->page, p->count);
 	region_unlock(r);
 	if (map_byte(m, p->c) & CHUNK_FAULTED)
-		err = fault_open(r, p->c); /* whoever waits for these pages need not wait for the rest */
+		/* whoever waits for these pages need not wait for the rest */
+		err = fault_open(r, p->c);
 	chunk_used(r, p->c);
 	io->at = p->to;
 	push_written(r);
@@ -311,7 +318,8 @@ static void extents_done(struct req *req, int err)
 		x.len = MIN(x.len, range_end(parent->range) - at);
 		if (!x.len)
 			break;
-		room = x.zero ? extents_overlay(r, to, range_of(at, x.len)) : extents_add(to, x.len, false);
+		room = x.zero ? extents_overlay(r, to, range_of(at, x.len)) :
+				extents_add(to, x.len, false);
 		at += x.len;
 	}
 	req_done(parent, err);

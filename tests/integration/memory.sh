@@ -73,19 +73,6 @@ case_a_private_copy_never_reaches_the_file() {
 	same data model
 }
 
-case_random_writers_while_pulling_through_25_ms_then_flush() {
-	random_file data 8M
-	cp data model
-	serve s data
-	link l s --delay 12.5ms
-	mapper m
-	ask m "open $(at l) pull=all push=50" >/dev/null
-	asks m "scatter 4000 4 99 $dir/model" "ok"
-	asks m "flush" "ok"
-	same data model
-	asks m "same 0 8M $dir/model" "ok same"
-}
-
 case_write_2_from_an_untouched_region_gives_the_files_bytes() {
 	random_file data 256M
 	serve s data
@@ -109,24 +96,6 @@ case_fork_gives_the_files_bytes_or_a_signal_and_the_parent_goes_on() {
 	asks m "flush" "ok"
 }
 
-case_a_budget_bounds_what_is_resident() {
-	random_file data 256M
-	cp data model
-	serve s data
-	mapper m
-	local before after
-	before=$(numbers "$(ask m rss)")
-	ask m "open $(at s) budget=64M" >/dev/null
-	asks m "same 0 256M $dir/data" "ok same"
-	asks m "fill 0 128M 5 $dir/model" "ok"
-	after=$(numbers "$(ask m rss)")
-	less $((after - before)) $((64 * 1048576 * 110 / 100)) "resident bytes"
-	asks m "flush" "ok"
-	asks m "same 0 256M $dir/model" "ok same"
-	asks m "close" "ok"
-	same data model
-}
-
 case_readers_wait_for_a_killed_server_and_go_on() {
 	random_file data 16M
 	serve s data
@@ -137,56 +106,6 @@ case_readers_wait_for_a_killed_server_and_go_on() {
 	tell m "same 0 16M $dir/data"
 	serve s data
 	is "$(line_of m)" "ok same"
-}
-
-case_a_server_killed_during_write_back_loses_nothing_flushed() {
-	random_file data 16M
-	cp data model
-	serve s data
-	link l s --delay 5ms --rate 400Mbit
-	mapper m
-	ask m "open $(at l) push=10" >/dev/null
-	local i
-	for i in 1 2 3; do
-		asks m "scatter 3000 2 $i $dir/model" "ok"
-		tell m "flush"
-		stop s KILL
-		serve s data
-		is "$(line_of m)" "ok" "flush $i"
-		same data model
-	done
-}
-
-case_not_restarted_means_sigbus_within_the_deadline() {
-	random_file data 16M
-	serve s data
-	mapper m
-	ask m "open $(at s) readahead=1 deadline=500" >/dev/null
-	asks m "same 0 4096 $dir/data" "ok same"
-	stop s KILL
-	asks m "same 8M 4096 $dir/data" "sigbus"
-	# What is local stays usable.
-	asks m "same 0 4096 $dir/data" "ok same"
-	ask m "fill 0 4096 1" >/dev/null
-	ask m "flush" >answer
-	holds answer "error"
-}
-
-case_an_instance_that_forgot_makes_flush_push_again_or_fail() {
-	truncate -s 4M zeros
-	cp zeros model
-	serve s mem=memory:4M
-	mapper m
-	ask m "open $(at s mem) push=10" >/dev/null
-	asks m "fill 4096 100000 5 $dir/model" "ok"
-	until [ "$(numbers "$(ask m 'status pushed_bytes')")" -ge 100000 ]; do :; done
-	stop s KILL
-	serve s mem=memory:4M
-	ask m "flush" >answer
-	if grep -q '^ok' answer; then
-		"$REMORA" copy --quiet "$(at s mem)" out
-		same out model
-	fi
 }
 
 case_two_programs_map_two_resources_of_one_server() {

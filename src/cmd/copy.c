@@ -292,6 +292,7 @@ static int copy_run(struct copy_cmd *c, struct err *e)
 		progress_start(&c->progress, c->run.loop, c->progress_kind, "copy",
 			       &copy->bytes_done, copy->size);
 		copy->started = true;
+		copy->guesses = c->place[SRC].far ? copy->slot_count / 2 : 0;
 		copy_start(copy);
 		r = loop_run_until(c->run.loop, &copy->finished, NEVER_NS);
 		progress_stop(&c->progress);

@@ -13,8 +13,9 @@
 #define COPY_UNIT_MIN (256 * KIB) /* default unit, unless a store prefers more */
 #define COPY_UNITS_MAX (1ULL << 24)
 #define COPY_INFLIGHT_FAR (64 * MIB)
-#define COPY_INFLIGHT_NEAR (8 * MIB) /* nothing far: more would only leave the processor's cache   \
-				      */
+#define COPY_INFLIGHT_NEAR                                                                         \
+	(8 * MIB) /* nothing far: more would only leave the processor's cache                      \
+		   */
 #define COPY_SLOTS_MAX 1024u
 
 /* ---- which parts are zeros (copy_walk.c) ---- */
@@ -70,6 +71,7 @@ struct copy {
 	size_t units, slot_count;
 	bool fresh;		/* the destination was made by us just now: it is all zeros */
 	const char *state_path; /* NULL = no state is kept */
+	size_t guesses; /* units read before the first word about extents: a round trip less */
 	struct copy_key key;
 
 	/* the engine's */

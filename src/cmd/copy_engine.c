@@ -334,8 +334,13 @@ static enum next copy_next(struct copy *c, struct range *ret, bool *ret_zero)
 	if (c->pos >= c->units)
 		return NEXT_END;
 	off = c->pos * c->unit;
-	if (!walk_at(&c->walk, off, &len, ret_zero))
-		return NEXT_WAIT;
+	if (!walk_at(&c->walk, off, &len, ret_zero)) {
+		if (!c->guesses)
+			return NEXT_WAIT;
+		c->guesses--;
+		*ret_zero = false;
+		len = c->unit;
+	}
 	stop = off + len;
 	if (*ret_zero && stop < c->size)
 		stop = stop / c->unit * c->unit;

@@ -24,8 +24,8 @@
 #include "front/server.h"
 #include "store/spec.h"
 
-#define GRACE_NS (10 * NS_PER_S) /* for requests in flight, at the end */
-#define CONNS_PER_CLIENT 4u	 /* with --max-clients */
+#define GRACE_NS (10 * NS_PER_S)    /* for requests in flight, at the end */
+#define CONNS_PER_CLIENT 4u	    /* with --max-clients */
 #define TAKE_OVER_NS (2 * NS_PER_S) /* for a killed predecessor's listener to be gone */
 #define TAKE_OVER_STEP_NS (10 * NS_PER_MS)
 

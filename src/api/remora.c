@@ -15,6 +15,7 @@
 #include "remora/remora.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,8 @@
 #include "config.h"
 #include "front/memory.h"
 #include "region/region.h"
+
+#define INSTALL_THREADS_MAX 2u
 
 struct pull {
 	struct region_pull region; /* first */
@@ -138,6 +141,16 @@ static_assert((int)REMORA_LOSS_WAIT == REGION_LOSS_WAIT &&
 		      (int)REMORA_LOSS_READONLY == REGION_LOSS_READONLY,
 	      "policies are the same numbers");
 
+/* With one processor a second thread would only be in the way. */
+static unsigned install_threads(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set) < 0)
+		return 0;
+	return MIN((unsigned)CPU_COUNT(&set) - 1, INSTALL_THREADS_MAX);
+}
+
 static struct region_options region_options_of(struct remora_options *o)
 {
 	return (struct region_options){
@@ -146,6 +159,7 @@ static struct region_options region_options_of(struct remora_options *o)
 		.inflight_bytes_max = o->inflight,
 		.readahead_bytes_max = o->readahead_max,
 		.read_only = o->read_only,
+		.install_threads = install_threads(),
 		.discard = o->private_copy,
 		.pull_all = o->pull == REMORA_PULL_ALL,
 		.push_off = o->no_push,

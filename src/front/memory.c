@@ -40,9 +40,12 @@
  *     proportion to what is present. (A page that failed there faults again: its next reader
  *     asks anew.)
  *
+ *  6. A page that is claimed has its bit from then on, so that nothing that is done to its
+ *     neighbours (invariant 5) touches it while it is being filled.
+ *
  * Locking: none. open() may run in the fault thread, at the same time as anything else in the
  * loop thread but under the region's lock against shut() and drop() of the same pages; it uses
- * nothing here that changes. `present` and `found` belong to the loop thread. The rest is fixed
+ * nothing here that changes, and neither does fill(), which any thread may run. `present` and `found` belong to the loop thread. The rest is fixed
  * before the fault thread starts.
  */
 #include "front/memory.h"
@@ -148,58 +151,59 @@ static int put_over_stray(struct memory *m, uint64_t page, const void *src)
 	return err == -EEXIST ? 0 : mapping_error(err);
 }
 
-/* Installs absent pages from memory that has all of their bytes. */
-static int install(struct memory *m, uint64_t page, const uint8_t *src, uint64_t count)
+/* Installs absent pages from memory that has all of their bytes. *ret_done: how many are in, also
+ * when it fails. Any thread. */
+static int install(struct memory *m, uint64_t page, const uint8_t *src, uint64_t count,
+		   uint64_t *ret_done)
 {
-	while (count) {
-		uint64_t done;
-		int err = uffd_copy(m->uffd, addr_of(m, page), src, count * PAGE_BYTES,
-				    m->near.writable, &done);
+	uint64_t at = 0, done;
+	int err = 0;
 
-		page += done / PAGE_BYTES;
-		src += done;
-		count -= done / PAGE_BYTES;
+	while (!err && at < count) {
+		err = uffd_copy(m->uffd, addr_of(m, page + at), src + at * PAGE_BYTES,
+				(count - at) * PAGE_BYTES, m->near.writable, &done);
+		at += done / PAGE_BYTES;
 		if (err == -EEXIST) {
-			err = put_over_stray(m, page, src);
-			page++;
-			src += PAGE_BYTES;
-			count--;
+			err = put_over_stray(m, page + at, src + at * PAGE_BYTES);
+			at += !err;
 		}
-		if (err)
-			return mapping_error(err);
 	}
-	return 0;
+	*ret_done = at;
+	return mapping_error(err);
 }
 
-static int install_zeros(struct memory *m, uint64_t page, uint64_t count)
+static int install_zeros(struct memory *m, uint64_t page, uint64_t count, uint64_t *ret_done)
 {
-	while (count) {
-		uint64_t piece = MIN(count, ZEROS_BYTES / PAGE_BYTES);
-		int err = install(m, page, m->zeros, piece);
+	*ret_done = 0;
+	while (*ret_done < count) {
+		uint64_t piece = MIN(count - *ret_done, ZEROS_BYTES / PAGE_BYTES), done;
+		int err = install(m, page + *ret_done, m->zeros, piece, &done);
 
+		*ret_done += done;
 		if (err)
 			return err;
-		page += piece;
-		count -= piece;
 	}
 	return 0;
 }
 
 /* Content for absent pages; the last one may end early, its rest is zeros. */
-static int install_run(struct memory *m, struct pages run, const uint8_t *src, uint64_t src_len)
+static int install_run(struct memory *m, struct pages run, const uint8_t *src, uint64_t src_len,
+		       uint64_t *ret_done)
 {
-	uint64_t whole = MIN(src_len / PAGE_BYTES, run.end - run.first);
+	uint64_t whole = MIN(src_len / PAGE_BYTES, run.end - run.first), last;
 	int err;
 
 	if (!src)
-		return install_zeros(m, run.first, run.end - run.first);
-	err = install(m, run.first, src, whole);
+		return install_zeros(m, run.first, run.end - run.first, ret_done);
+	err = install(m, run.first, src, whole, ret_done);
 	if (err || run.first + whole == run.end)
 		return err;
 	CHECK(run.end - run.first == whole + 1 && src_len % PAGE_BYTES);
 	memset(m->tail, 0, sizeof(m->tail));
 	memcpy(m->tail, src + whole * PAGE_BYTES, src_len % PAGE_BYTES);
-	return install(m, run.first + whole, m->tail, 1);
+	err = install(m, run.first + whole, m->tail, 1, &last);
+	*ret_done += last;
+	return err;
 }
 
 static int memory_put(struct near *near, uint64_t off, const void *src, size_t len)
@@ -209,7 +213,7 @@ static int memory_put(struct near *near, uint64_t off, const void *src, size_t l
 	bool present;
 
 	while (run_next(m, &todo, &run, &present)) {
-		uint64_t at = run.first * PAGE_BYTES - off;
+		uint64_t at = run.first * PAGE_BYTES - off, done;
 		int err;
 
 		if (present) { /* whoever waits there asks the region again */
@@ -217,12 +221,40 @@ static int memory_put(struct near *near, uint64_t off, const void *src, size_t l
 				  (run.end - run.first) * PAGE_BYTES);
 			continue;
 		}
-		err = install_run(m, run, src ? (const uint8_t *)src + at : NULL, len - at);
+		err = install_run(m, run, src ? (const uint8_t *)src + at : NULL, len - at, &done);
+		bitmap_set_range(m->present, run.first, done); /* those the program may have written by now */
 		if (err)
 			return err;
-		bitmap_set_range(m->present, run.first, run.end - run.first);
 	}
 	return 0;
+}
+
+/* ---- putting in steps ---- */
+
+static void memory_claim(struct near *near, struct range r)
+{
+	struct memory *m = memory_of(near);
+	struct pages p = pages_of(m, r.off, r.len);
+
+	CHECK(bitmap_next_set(m->present, p.end, p.first) == p.end);
+	bitmap_set_range(m->present, p.first, p.end - p.first);
+}
+
+static int memory_fill(struct near *near, uint64_t off, const void *src, size_t len,
+		       size_t *ret_done)
+{
+	uint64_t done;
+	int err = install(memory_of(near), off / PAGE_BYTES, src, len / PAGE_BYTES, &done);
+
+	*ret_done = (size_t)done * PAGE_BYTES;
+	return err;
+}
+
+static void memory_unclaim(struct near *near, struct range r)
+{
+	struct pages p = pages_of(memory_of(near), r.off, r.len);
+
+	bitmap_clear_range(memory_of(near)->present, p.first, p.end - p.first);
 }
 
 /* ---- reading and writing by the region ---- */
@@ -520,6 +552,9 @@ static const struct near_ops memory_ops = {
 	.collect = memory_collect,
 	.fail = memory_fail,
 	.heal = memory_heal,
+	.claim = memory_claim,
+	.fill = memory_fill,
+	.unclaim = memory_unclaim,
 	.close = memory_close,
 };
 
@@ -634,7 +669,7 @@ static int memory_make(struct memory *m, const struct memory_options *o, struct 
 	if (!err && !o->read_only)
 		err = scan_probe(m, e);
 	if (!err && !o->size) /* the one page of an empty resource is there */
-		err = install_zeros(m, 0, 1);
+		err = install_zeros(m, 0, 1, &(uint64_t){ 0 });
 	return err;
 }
 

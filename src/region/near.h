@@ -12,8 +12,8 @@
  * Errors are -ENOMEM/-ENOSPC (no memory), -ESRCH (the mapping is gone). -EEXIST and -EAGAIN of the
  * kernel are dealt with below this interface.
  *
- * Threads: open() and count() may be called from the fault thread while it holds the region's lock;
- * everything else comes from the region's loop thread.
+ * Threads: open() may be called from the fault thread while it holds the region's lock, fill() from
+ * any thread; everything else comes from the region's loop thread.
  */
 #ifndef REMORA_REGION_NEAR_H
 #define REMORA_REGION_NEAR_H
@@ -61,6 +61,14 @@ struct near_ops {
 	 * heals what it puts, heal() makes accesses fault again. */
 	int (*fail)(struct near *near, struct range r);
 	int (*heal)(struct near *near, struct range r);
+
+	/* put() in steps, so that a thread can do the long one; NULL = there is only put(). claim():
+	 * these whole pages, all absent, are going to be put, and nobody else touches them until they
+	 * are. fill(): any thread; *ret_done tells how many bytes are in, also when it fails; open and
+	 * heal as put() does. unclaim(): those that fill() did not do are absent again. */
+	void (*claim)(struct near *near, struct range r);
+	int (*fill)(struct near *near, uint64_t off, const void *src, size_t len, size_t *ret_done);
+	void (*unclaim)(struct near *near, struct range r);
 
 	void (*close)(struct near *near);
 };

@@ -23,8 +23,8 @@
  * the error (rule 7). Where the near store has no memory for what has come, the slot keeps it and
  * tries again (`stuck`).
  *
- * Invariant: a chunk is PULLING (or partial and pulling) exactly while one slot in r->pulls or
- * r->stuck covers it.
+ * Invariant: a chunk is PULLING (or partial and pulling) exactly while one slot in r->pulls,
+ * r->apart or r->stuck covers it.
  *
  * Locking: the region's lock around changes of the map; loop thread.
  */
@@ -158,7 +158,7 @@ int pull_start(struct region *r, const struct pull_want *want, uint64_t *ret_cou
 
 struct slot *pull_find(struct region *r, uint64_t c)
 {
-	struct list *lists[] = { &r->pulls, &r->stuck };
+	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck };
 
 	for (size_t i = 0; i < ARRAY_LEN(lists); i++)
 		LIST_EACH(k, lists[i]) {
@@ -173,7 +173,7 @@ struct slot *pull_find(struct region *r, uint64_t c)
 
 void pull_stale(struct region *r, struct range range)
 {
-	struct list *lists[] = { &r->pulls, &r->stuck };
+	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck };
 
 	for (size_t i = 0; i < ARRAY_LEN(lists); i++)
 		LIST_EACH(k, lists[i]) {
@@ -246,11 +246,9 @@ static int install(struct region *r, struct slot *slot)
 {
 	struct map *m = &r->map;
 	uint64_t end = slot->first + slot->count, mark = slot->mark;
-	uint64_t len = slot->req.range.len;
 	bool left = false;
 	int err = 0;
 
-	memset(slot->buf + len, 0, align_up(len, PAGE_BYTES) - len); /* behind the resource's end */
 	for (uint64_t c = slot->first, next; !err && c < end; c = next) {
 		next = c + 1;
 		if (map_state(m, c) == CHUNK_PARTIAL) {
@@ -378,19 +376,108 @@ static void install_note(struct region *r, struct slot *slot)
 		}
 }
 
-static void pull_install(struct region *r, struct slot *slot)
+static void pull_stuck(struct region *r, struct slot *slot, int err)
 {
-	int err = install(r, slot);
-
-	if (!err) {
-		pull_settle(r, slot);
-		return;
-	}
 	install_note(r, slot);
 	region_error(r, err, "the near store has no memory for what was pulled");
 	link_remove(&slot->link);
 	list_push_back(&r->stuck, &slot->link);
 	slot->retry_ns = policy_backoff(r, ++slot->tries);
+}
+
+static void pull_install(struct region *r, struct slot *slot)
+{
+	int err = install(r, slot);
+
+	if (err)
+		pull_stuck(r, slot, err);
+	else
+		pull_settle(r, slot);
+}
+
+/* ---- installing apart ---- */
+
+/*
+ * Copying pages into place costs more than receiving them, so a thread of the pool does it while the loop receives the
+ * next ones. Not where somebody waits, as waking the thread may take longer than the copy; not where pages
+ * of ours or a mark are among them; and when the threads have enough to do, the loop does it itself.
+ */
+static bool apart_fits(const struct region *r, const struct slot *slot)
+{
+	const struct map *m = &r->map;
+	uint64_t end = slot->first + slot->count;
+
+	if (!r->near->ops->fill || r->apart_count >= r->opt.install_threads || slot->req.ret_zero ||
+	    slot->req.range.len < REGION_APART_MIN || slot->why == PULL_FAULT ||
+	    (slot->mark >= slot->first && slot->mark < end))
+		return false;
+	for (uint64_t c = slot->first; c < end; c++)
+		if (map_state(m, c) != CHUNK_PULLING || map_byte(m, c) & CHUNK_FAULTED)
+			return false;
+	return true;
+}
+
+/* On the pool. The slot's buffer and its pages are nobody else's meanwhile. */
+static int apart_call(struct work *work)
+{
+	struct slot *slot = CONTAINER_OF(work, struct slot, work);
+	struct near *near = slot->region->near;
+	struct range pages = map_page_range(&slot->region->map, slot->first, slot->count);
+
+	return near->ops->fill(near, pages.off, slot->buf, (size_t)pages.len, &slot->filled);
+}
+
+static void apart_done(struct op *op, int err)
+{
+	struct slot *slot = CONTAINER_OF(op, struct slot, work.op);
+	struct region *r = slot->region;
+	struct range pages = map_page_range(&r->map, slot->first, slot->count);
+
+	r->apart_count--;
+	region_kick(r);
+	if (err < 0)
+		r->near->ops->unclaim(r->near, range_between(pages.off + slot->filled, range_end(pages)));
+	if (r->aborting)
+		pull_failed(r, slot, 0);
+	else if (err < 0)
+		pull_stuck(r, slot, err);
+	else
+		pull_settle(r, slot);
+}
+
+static void apart_start(struct region *r, struct slot *slot)
+{
+	link_remove(&slot->link);
+	list_push_back(&r->apart, &slot->link);
+	r->apart_count++;
+	slot->mark = NO_CHUNK;
+	slot->filled = 0;
+	slot->work.call = apart_call;
+	slot->work.op.done = apart_done;
+	r->near->ops->claim(r->near, map_page_range(&r->map, slot->first, slot->count));
+	pool_run(r->loop, &slot->work);
+}
+
+bool pull_apart(struct region *r, uint64_t c)
+{
+	LIST_EACH(k, &r->apart) {
+		struct slot *slot = LIST_ENTRY(k, struct slot, link);
+
+		if (c >= slot->first && c - slot->first < slot->count)
+			return true;
+	}
+	return false;
+}
+
+static void pull_arrived(struct region *r, struct slot *slot)
+{
+	uint64_t len = slot->req.range.len;
+
+	memset(slot->buf + len, 0, align_up(len, PAGE_BYTES) - len); /* behind the resource's end */
+	if (apart_fits(r, slot))
+		apart_start(r, slot);
+	else
+		pull_install(r, slot);
 }
 
 static void pull_done(struct req *req, int err)
@@ -408,7 +495,7 @@ static void pull_done(struct req *req, int err)
 	} else {
 		if (r->failed_count || r->failed_all)
 			faults_heal(r);
-		pull_install(r, slot);
+		pull_arrived(r, slot);
 	}
 }
 

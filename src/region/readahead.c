@@ -86,6 +86,8 @@ static void stream_moved(struct region *r, struct stream *s, uint64_t c, uint64_
 	s->issued -= (uint32_t)MIN(steps, (uint64_t)s->issued);
 	if (marked || s->issued <= s->window / 2)
 		stream_widen(r, s);
+	if (s->issued < s->window)
+		region_kick(r); /* what was used may all have been local */
 }
 
 static struct stream *stream_oldest(struct region *r)

@@ -152,7 +152,7 @@ static void close_try(struct region *r)
 	posted = r->posted;
 	region_unlock(r);
 	if (posted || r->kicked || r->round.active || r->extents_parent || !list_empty(&r->pulls) ||
-	    r->slots.pushing)
+	    r->apart_count || r->slots.pushing)
 		return;
 	r->closing = false; /* once */
 	r->far->on_event = NULL;
@@ -357,7 +357,7 @@ static int open_memory(struct region *r, struct err *e)
 
 static void open_lists(struct region *r)
 {
-	struct list *lists[] = { &r->pulls,	    &r->stuck,	   &r->asked,
+	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck, &r->asked,
 				 &r->round.waiting, &r->flush_next, &r->ios_idle,
 				 &r->ios,	    &r->ios_waiting, &r->extents_waiting };
 

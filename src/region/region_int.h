@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 
+#include "io/pool.h"
 #include "region/map.h"
 #include "region/region.h"
 
@@ -49,7 +50,7 @@ enum pull_why { PULL_FAULT, PULL_REQUEST, PULL_ASKED, PULL_AHEAD, PULL_BACKGROUN
 struct slot {
 	struct req req;
 	struct region *region;
-	struct link link; /* idle list, pulls, pushes, or stuck */
+	struct link link; /* idle list, pulls, pushes, apart, or stuck */
 	uint8_t *buf;
 	size_t room;
 	struct flow_mark flow;
@@ -62,6 +63,8 @@ struct slot {
 	struct list faults;
 	uint64_t retry_ns; /* stuck: the near store had no memory for it */
 	unsigned tries;
+	struct work work; /* apart: a thread of the pool installs it */
+	size_t filled;
 	bool large;
 };
 
@@ -177,7 +180,8 @@ struct region {
 	struct slots slots;
 	struct flow flow_in, flow_out;
 	struct list faults; /* those that wait for a pull to begin */
-	struct list pulls, stuck;
+	struct list pulls, apart, stuck;
+	unsigned apart_count;
 	struct list asked; /* region_pull, the highest priority first */
 	bool bg_active, bg_missed;
 	uint64_t bg_at, bg_retry_ns;
@@ -271,6 +275,7 @@ MUST_USE int pull_start(struct region *r, const struct pull_want *want, uint64_t
 /* -ENOMEM when some pages are in the near store, open, and the map had no record to tell which. */
 MUST_USE int pull_stuck_unknown(struct region *r);
 struct slot *pull_find(struct region *r, uint64_t c); /* that brings this chunk */
+bool pull_apart(struct region *r, uint64_t c); /* a thread of the pool is installing it */
 void pull_run(struct region *r);
 void pull_abort(struct region *r);
 void pull_asked_failed(struct region *r, uint64_t first, uint64_t count, int err);

@@ -54,6 +54,7 @@ struct world;
 
 struct page {
 	bool present, open, written, failed;
+	bool claimed; /* a thread is about to make it present */
 };
 
 struct pnear {
@@ -63,7 +64,7 @@ struct pnear {
 	struct page *page;
 	uint64_t present, most; /* pages */
 	uint32_t error_per_million; /* of put: no memory */
-	uint64_t puts, wakes;
+	uint64_t puts, wakes, fills;
 };
 
 struct fop {
@@ -223,6 +224,46 @@ static inline int pnear_put(struct near *near, uint64_t off, const void *src, si
 	return 0;
 }
 
+/* As another thread does it: at a time of the simulation's own. */
+static inline void pnear_claim(struct near *near, struct range r)
+{
+	struct pnear *n = pnear_of(near);
+
+	for (uint32_t p = (uint32_t)(r.off / PAGE_BYTES); p < range_end(r) / PAGE_BYTES; p++) {
+		MUST(!n->page[p].present && !n->page[p].claimed);
+		n->page[p].claimed = true;
+	}
+}
+
+static inline int pnear_fill(struct near *near, uint64_t off, const void *src, size_t len,
+			     size_t *ret_done)
+{
+	struct pnear *n = pnear_of(near);
+
+	n->fills++;
+	for (*ret_done = 0; *ret_done < len; *ret_done += PAGE_BYTES) {
+		uint32_t p = (uint32_t)((off + *ret_done) / PAGE_BYTES);
+		int err;
+
+		MUST(n->page[p].claimed && !n->page[p].present);
+		err = pnear_put(near, off + *ret_done, (const uint8_t *)src + *ret_done, PAGE_BYTES);
+		if (err)
+			return err;
+		n->page[p].claimed = false;
+	}
+	return 0;
+}
+
+static inline void pnear_unclaim(struct near *near, struct range r)
+{
+	struct pnear *n = pnear_of(near);
+
+	for (uint32_t p = (uint32_t)(r.off / PAGE_BYTES); p < range_end(r) / PAGE_BYTES; p++) {
+		MUST(n->page[p].claimed && !n->page[p].present);
+		n->page[p].claimed = false;
+	}
+}
+
 static inline int pnear_read(struct near *near, uint64_t off, void *buf, size_t len)
 {
 	struct pnear *n = pnear_of(near);
@@ -239,6 +280,7 @@ static inline int pnear_write(struct near *near, uint64_t off, const void *src, 
 
 	for (uint64_t p = off / PAGE_BYTES; p <= (off + len - 1) / PAGE_BYTES; p++)
 		if (!n->page[p].present) {
+			MUST(!n->page[p].claimed);
 			MUST(off <= p * PAGE_BYTES && off + len >= (p + 1) * PAGE_BYTES);
 			page_present(n, (uint32_t)p);
 			n->page[p].failed = false;
@@ -307,7 +349,7 @@ static inline int pnear_fail(struct near *near, struct range r)
 	struct pnear *n = pnear_of(near);
 
 	for (uint32_t p = (uint32_t)(r.off / PAGE_BYTES); p < range_end(r) / PAGE_BYTES; p++)
-		if (!n->page[p].present) {
+		if (!n->page[p].present && !n->page[p].claimed) {
 			n->page[p].failed = true;
 			page_wake(n, p);
 		}
@@ -340,6 +382,7 @@ static inline void near_make(struct world *w, bool mapped)
 			.open = pnear_open,
 		.shut = pnear_shut, .collect = pnear_collect, .fail = pnear_fail,
 			.heal = pnear_heal,
+		.claim = pnear_claim, .fill = pnear_fill, .unclaim = pnear_unclaim,
 		.close = pnear_close,
 	};
 
@@ -628,7 +671,7 @@ static inline void world_check(struct world *w)
 		const struct page *page = &w->near.page[p];
 		bool here = map_page_here(m, c, p % m->pages);
 
-		if (map_pulling(m, c) && pull_find(r, c)->unknown)
+		if (map_pulling(m, c) && (pull_find(r, c)->unknown || pull_apart(r, c)))
 			continue;
 		MUST(page->present == here);
 		MUST(!page->open || map_byte(m, c) & CHUNK_REF);

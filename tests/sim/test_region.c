@@ -514,7 +514,8 @@ static void model_options(struct model *m, struct region_options *o)
 	struct rng *r = &m->w.rng;
 	static const uint32_t chunks[] = { 4 * KIB, 8 * KIB, 16 * KIB, 64 * KIB };
 
-	*o = (struct region_options){ .chunk = chunks[rng_below(r, ARRAY_LEN(chunks))] };
+	*o = (struct region_options){ .chunk = chunks[rng_below(r, ARRAY_LEN(chunks))],
+				      .install_threads = (unsigned)rng_below(r, 3) };
 	o->pull_all = rng_chance(r, 400000);
 	o->push_off = rng_chance(r, 150000);
 	o->push_interval_ns = (1 + rng_below(r, 100)) * MS;

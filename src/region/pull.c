@@ -409,7 +409,7 @@ static bool apart_fits(const struct region *r, const struct slot *slot)
 
 	if (!r->near->ops->fill || r->apart_count >= r->opt.install_threads || slot->req.ret_zero ||
 	    slot->req.range.len < REGION_APART_MIN || slot->why == PULL_FAULT ||
-	    (slot->mark >= slot->first && slot->mark < end))
+	    (slot->mark >= slot->first && slot->mark < end) || !list_empty(&r->flush_next))
 		return false;
 	for (uint64_t c = slot->first; c < end; c++)
 		if (map_state(m, c) != CHUNK_PULLING || map_byte(m, c) & CHUNK_FAULTED)

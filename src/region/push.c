@@ -351,10 +351,20 @@ static void todo_drop(struct region *r)
 	r->round.visiting = false;
 }
 
+/*
+ * Pages that a thread is putting are open before the map says that they are here. A program that saw
+ * them may have written there, and a flush that it asks for then has to find that: it begins when
+ * no thread is at it (and none begins while a flush waits: pull.c).
+ */
+static bool flush_ready(const struct region *r)
+{
+	return !(r->collects && r->apart_count);
+}
+
 static bool round_wanted(struct region *r)
 {
 	if (!list_empty(&r->flush_next))
-		return true;
+		return flush_ready(r);
 	if (r->push_retry_ns > loop_now(r->loop))
 		return false;
 	if (r->pressure &&
@@ -542,7 +552,7 @@ void push_run(struct region *r)
 	if (!round->active && round_wanted(r))
 		round_begin(r);
 	else if (round->active && !round->flushing && list_empty(&round->waiting) &&
-		 !list_empty(&r->flush_next))
+		 !list_empty(&r->flush_next) && flush_ready(r))
 		round_take(r);
 	if (r->pressure && round->active && !r->push_stopped)
 		round->flush = true;

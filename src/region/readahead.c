@@ -6,12 +6,12 @@
  * request, each touch of a mark. ahead_run() is called by pull_run() when nothing more urgent wants
  * to be pulled.
  *
- * A stream is a reader: the chunk it used last, its stride, and how many strides were asked for
- * beyond. The window doubles, from 2 up to the limit, each time half of it has been used, so that
- * the next pulls are under way before the reader runs dry. A mapped program that reads what is open
- * is not seen; so one chunk in the middle of each window is left shut (`mark`): its first touch is
- * a cheap fault that tells. What fits no stream begins a new one, without readahead, in place of
- * the one that was used least recently.
+ * A stream is a reader: the chunk it used last, its stride, how many strides were asked for beyond
+ * it (issued) and how many shall be (goal). The window doubles, from 2 up to the limit, each time
+ * half of it has been used, so that the next pulls are under way before the reader runs dry. A
+ * mapped program that reads what is open is not seen; so one chunk in the middle of each window is
+ * left shut (`mark`): its first touch is a cheap fault that tells. What fits no stream begins a new
+ * one, without readahead, in place of the one that was used least recently.
  *
  * Locking: none; loop thread.
  */
@@ -70,6 +70,7 @@ static void stream_widen(struct region *r, struct stream *s)
 	uint32_t before = s->issued;
 
 	s->window = MIN(s->window ? s->window * 2 : WINDOW_FIRST, r->ahead_max);
+	s->goal = s->window;
 	s->mark = NO_CHUNK;
 	if (r->near->mapped && s->window > before)
 		s->mark =
@@ -84,10 +85,11 @@ static void stream_moved(struct region *r, struct stream *s, uint64_t c, uint64_
 
 	s->last = c;
 	s->issued -= (uint32_t)MIN(steps, (uint64_t)s->issued);
-	if (marked || s->issued <= s->window / 2)
-		stream_widen(r, s);
-	if (s->issued < s->window)
-		region_kick(r); /* what was used may all have been local */
+	s->goal -= (uint32_t)MIN(steps, (uint64_t)s->goal);
+	if (!marked && s->issued > s->window / 2)
+		return;
+	stream_widen(r, s);
+	region_kick(r); /* what was used may all have been local */
 }
 
 static struct stream *stream_oldest(struct region *r)
@@ -158,7 +160,7 @@ void ahead_used(struct region *r, uint64_t c)
 /* False = nothing more can be begun now. */
 static bool stream_run(struct region *r, struct stream *s)
 {
-	while (s->issued < s->window) {
+	while (s->issued < s->goal) {
 		uint64_t next = s->last + (uint64_t)(s->stride * (int64_t)(s->issued + 1)),
 			count = 0;
 		struct pull_want want = { .first = next, .end = next + 1, .why = PULL_AHEAD,
@@ -166,7 +168,7 @@ static bool stream_run(struct region *r, struct stream *s)
 		int err;
 
 		if (next >= r->map.chunks) { /* also below 0 */
-			s->issued = s->window;
+			s->issued = s->goal;
 			break;
 		}
 		if (!map_pullable(&r->map, next)) {
@@ -174,7 +176,7 @@ static bool stream_run(struct region *r, struct stream *s)
 			continue;
 		}
 		if (s->stride == 1)
-			want.end = MIN(s->last + s->window + 1, r->map.chunks);
+			want.end = MIN(s->last + s->goal + 1, r->map.chunks);
 		err = pull_start(r, &want, &count);
 		if (err == -EAGAIN)
 			return false;
@@ -197,7 +199,7 @@ void ahead_failed(struct region *r, uint64_t first, uint64_t count)
 		struct stream *s = &r->stream[i];
 
 		if (s->used && s->stride && first + count > s->last)
-			s->window = s->issued = 0;
+			s->window = s->issued = s->goal = 0;
 	}
 }
 

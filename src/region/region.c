@@ -67,7 +67,7 @@ static uint64_t expiry(const struct region *r, struct link *fault)
 static uint64_t next_ns(struct region *r)
 {
 	uint64_t at = push_next_ns(r), now = loop_now(r->loop);
-	struct list *slots[] = { &r->pulls, &r->stuck };
+	struct list *slots[] = { &r->pulls, &r->apart, &r->stuck };
 
 	LIST_EACH(k, &r->ios) {
 		struct io *io = LIST_ENTRY(k, struct io, link);

@@ -117,6 +117,7 @@ struct stream {
 	uint64_t tail;	 /* everything of it before was used up */
 	uint32_t window; /* strides to be ahead */
 	uint32_t issued; /* strides asked for beyond `last` */
+	uint32_t goal;	 /* strides to be asked for */
 	uint64_t mark;	 /* chunk whose first touch asks for more */
 	uint64_t used;	 /* when, for replacement */
 };

@@ -352,9 +352,9 @@ static void todo_drop(struct region *r)
 }
 
 /*
- * Pages that a thread is putting are open before the map says that they are here. A program that saw
- * them may have written there, and a flush that it asks for then has to find that: it begins when
- * no thread is at it (and none begins while a flush waits: pull.c).
+ * Pages that a thread is putting are open before the map says that they are here. A program that
+ * saw them may have written there, and a flush that it asks for then has to find that: it begins
+ * when no thread is at it (and none begins while a flush waits: pull.c).
  */
 static bool flush_ready(const struct region *r)
 {

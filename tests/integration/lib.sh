@@ -225,9 +225,9 @@ failed_at() {
 	done
 }
 
-case_run() { # NAME
+case_run() { # NAME NUMBER
 	set -eE
-	dir=$root/$1
+	dir=$root/$2 # short: a unix socket's path has 107 bytes at most
 	mkdir "$dir"
 	cd "$dir"
 	trap failed_at ERR
@@ -251,7 +251,7 @@ run_cases() {
 	for name in $names; do
 		n=$((n + 1))
 		: >"$root/log"
-		case_run "$name" >>"$root/log" 2>&1 </dev/null &
+		case_run "$name" "$n" >>"$root/log" 2>&1 </dev/null &
 		runner=$!
 		sleep "$CASE_S" &
 		timer=$!
@@ -277,9 +277,9 @@ run_cases() {
 		else
 			bad=1
 			echo "not ok $n - $name"
-			{ tail -n 30 "$root/log"; tail -n 5 "$root/$name"/*.err 2>/dev/null; } | sed 's/^/# /'
+			{ tail -n 30 "$root/log"; tail -n 5 "$root/$n"/*.err 2>/dev/null; } | sed 's/^/# /'
 		fi
-		rm -rf "${root:?}/$name"
+		rm -rf "${root:?}/$n"
 	done
 	rm -rf "$root"
 	return $bad

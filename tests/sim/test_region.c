@@ -55,6 +55,7 @@ struct model {
 	uint32_t clock;
 	struct thread thread[THREADS_MAX];
 	struct task task[TASKS];
+	struct task last; /* a flush when it has become calm */
 	struct asked asked[ASKED];
 	unsigned threads;
 	bool mapped, failures, calm, strict, closing;
@@ -276,7 +277,7 @@ static void task_done(struct req *req, int err)
 	trace(&m->w, "request %s %llu+%llu: %d", req_op_name(req->op),
 	      (unsigned long long)req->range.off,
 	      (unsigned long long)req->range.len, err);
-	MUST(!err || m->failures || m->closing);
+	MUST(!err || m->failures || m->closing || t == &m->last);
 	m->ops++;
 	if (err) {
 		m->errors++;
@@ -342,6 +343,20 @@ static void task_fill(struct model *m, struct task *t)
 	if (t->req.op == REQ_ZERO) /* what is read meanwhile may be these zeros already */
 		for (uint64_t s = r.off / SECTOR; s < range_end(r) / SECTOR; s++)
 			m->zeroed[s] = t->version;
+}
+
+/* With the policy "readonly" nothing is pushed after a loss until somebody flushes, so writers that
+ * wait for room may need it. */
+static void flush_last(struct model *m)
+{
+	struct task *t = &m->last;
+
+	t->m = m;
+	t->busy = true;
+	t->req.op = REQ_FLUSH;
+	t->snap = realloc(t->snap, m->w.sectors * sizeof(*t->snap));
+	memcpy(t->snap, m->version, m->w.sectors * sizeof(*t->snap));
+	task_submit(t);
 }
 
 static void task_begin(struct model *m, enum req_op op)
@@ -410,6 +425,13 @@ static void ask(struct model *m)
 	region_pull(m->w.region, &a->pull);
 }
 
+static void invalidate(struct model *m, struct range range)
+{
+	int err = region_invalidate(m->w.region, range);
+
+	MUST(!err || err == -EAGAIN);
+}
+
 /* Somebody else changes the far side where nothing of ours is unsaved, and says so. */
 static void far_changes(struct model *m)
 {
@@ -420,7 +442,7 @@ static void far_changes(struct model *m)
 	uint32_t version;
 
 	if (range_locked(m, bytes) || map_dirty(map, c) || map_flying(map, c) ||
-	    map_byte(map, c) & CHUNK_UNFLUSHED)
+	    map_byte(map, c) & CHUNK_UNFLUSHED || pull_apart(w->region, c))
 		return;
 	for (uint64_t p = pages.off / PAGE_BYTES; p < range_end(pages) / PAGE_BYTES; p++)
 		if (w->near.page[p].written)
@@ -461,7 +483,7 @@ static void user_acts(struct model *m)
 	else if (dice < 85)
 		ask(m);
 	else if (dice < 90)
-		MUST(!region_invalidate(m->w.region, random_range(m)));
+		invalidate(m, random_range(m));
 	else if (dice < 95)
 		far_changes(m);
 	else if (dice < 98)
@@ -574,6 +596,8 @@ static void model_open(struct model *m, uint64_t seed)
 
 static bool model_idle(const struct model *m)
 {
+	if (m->last.busy)
+		return false;
 	for (unsigned i = 0; i < TASKS; i++)
 		if (m->task[i].busy)
 			return false;
@@ -597,6 +621,7 @@ static void model_calm(struct model *m)
 	m->w.near.error_per_million = 0;
 	if (m->w.far->down)
 		far_back(m->w.far);
+	flush_last(m);
 	for (uint64_t i = 1; !model_idle(m); i++) {
 		model_step(m, i);
 		MUST(sim_now(m->w.sim) < until); /* liveness */
@@ -653,6 +678,7 @@ static void model_run(uint64_t seed, enum plant plant, bool tell)
 		free(m->task[i].buf);
 		free(m->task[i].snap);
 	}
+	free(m->last.snap);
 	for (unsigned i = 0; i < ASKED; i++)
 		MUST(!m->asked[i].busy);
 	free(m->version);

@@ -377,7 +377,7 @@ static int on_priority(void *arg, uint64_t off, uint64_t len)
 
 static void test_hooks_are_called(void **state)
 {
-	struct hooked h = { 0 };
+	struct hooked h = { .r = NULL };
 	struct far far;
 
 	(void)state;
@@ -401,7 +401,7 @@ static void test_hooks_are_called(void **state)
 
 static void test_waiting_in_a_hook_is_refused(void **state)
 {
-	struct hooked h = { 0 };
+	struct hooked h = { .r = NULL };
 	struct far far;
 
 	(void)state;

@@ -406,7 +406,12 @@ static int range_call(struct remora *r, struct range range, void (*run)(void *ar
 
 int remora_invalidate(struct remora *r, uint64_t off, uint64_t len)
 {
-	return range_call(r, range_of(off, len), invalidate_run, REGION_NORMAL);
+	int err;
+
+	/* A part that is just being installed: for as long as it takes to copy it. */
+	while ((err = range_call(r, range_of(off, len), invalidate_run, REGION_NORMAL)) == -EAGAIN)
+		sched_yield();
+	return err;
 }
 
 int remora_advise(struct remora *r, uint64_t off, uint64_t len, enum remora_advice advice)

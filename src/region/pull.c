@@ -171,19 +171,6 @@ struct slot *pull_find(struct region *r, uint64_t c)
 	return NULL;
 }
 
-void pull_stale(struct region *r, struct range range)
-{
-	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck };
-
-	for (size_t i = 0; i < ARRAY_LEN(lists); i++)
-		LIST_EACH(k, lists[i]) {
-			struct slot *slot = LIST_ENTRY(k, struct slot, link);
-
-			if (range_overlaps(range, map_range(&r->map, slot->first, slot->count)))
-				slot->stale = true;
-		}
-}
-
 /* ---- ending ---- */
 
 static const uint8_t *slot_data(const struct region *r, const struct slot *slot, uint64_t off)
@@ -808,6 +795,37 @@ static bool request_pulls(struct region *r)
 			return false;
 	}
 	return true;
+}
+
+static bool slot_overlaps(const struct region *r, const struct slot *slot, struct range range)
+{
+	return range_overlaps(range, map_range(&r->map, slot->first, slot->count));
+}
+
+int pull_stale(struct region *r, struct range range)
+{
+	LIST_EACH(k, &r->apart) {
+		if (slot_overlaps(r, LIST_ENTRY(k, struct slot, link), range))
+			return -EAGAIN;
+	}
+	LIST_EACH(k, &r->pulls) {
+		struct slot *slot = LIST_ENTRY(k, struct slot, link);
+
+		if (slot_overlaps(r, slot, range))
+			slot->stale = true;
+	}
+	LIST_EACH(k, &r->stuck) {
+		struct slot *slot = LIST_ENTRY(k, struct slot, link);
+
+		if (!slot_overlaps(r, slot, range))
+			continue;
+		/* A part of it is visible: given back to the map, it can be dropped as anything else. */
+		if (slot->unknown)
+			slot->stale = true;
+		else
+			pull_failed(r, slot, 0);
+	}
+	return 0;
 }
 
 void pull_abort(struct region *r)

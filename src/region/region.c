@@ -459,12 +459,15 @@ int region_invalidate(struct region *r, struct range range)
 {
 	struct map *m = &r->map;
 	uint64_t end;
+	int err;
 
 	if (!range_within(range, m->size))
 		return -EINVAL;
 	if (!range.len)
 		return 0;
-	pull_stale(r, range);
+	err = pull_stale(r, range);
+	if (err)
+		return err;
 	end = map_chunk_of(m, range_end(range) - 1) + 1;
 	for (uint64_t c = map_chunk_of(m, range.off); (c = map_next(m, c, MAP_HELD)) < end; c++) {
 		/* A pull of it is stale now, and begins again. What was written and is not safe yet

@@ -284,8 +284,9 @@ MUST_USE int pull_background_begin(struct region *r);
 /* some of what it had passed is absent again */
 void pull_background_again(struct region *r, uint64_t c);
 void pull_background_done(struct region *r);
-/* Pulls under way that overlap are older than what the far side has now. */
-void pull_stale(struct region *r, struct range range);
+/* Pulls under way that overlap are older than what the far side has now. -EAGAIN: one is just being
+ * made visible, and nothing was done. */
+MUST_USE int pull_stale(struct region *r, struct range range);
 
 /* ---- fault.c ---- */
 

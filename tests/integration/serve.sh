@@ -32,7 +32,7 @@ case_a_signal_stops_it_with_clients_connected() {
 	serve s data
 	link l s --rate 8Mbit
 	spawn c "$REMORA" copy --quiet "$(at l)" out
-	until link_do l stat | grep -q '"connections":[1-9]'; do :; done
+	until link_do l stat | grep '"connections":[1-9]' >/dev/null; do :; done
 	stop s
 	is "$status_of" 0 "exit status"
 	stop c

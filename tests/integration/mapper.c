@@ -14,7 +14,8 @@
  *   pull OFF LEN | invalidate OFF LEN | flush | close | discard
  *   status [KEY]               one of the numbers of struct remora_status, or all
  *   wait KEY VALUE             until that number of the status is VALUE
- *   rss                        resident bytes of the process
+ *   rss                        resident bytes of the process; "uncounted" with sanitizers, whose
+ *                              shadow is resident, too
  *   allocs                     calls of malloc and its kin so far, by all threads; "uncounted" with
  *                              sanitizers, which have an allocator of their own
  *
@@ -339,6 +340,7 @@ static void do_fork(struct mapper *m, int argc, char **argv)
 	if (pid == 0) {
 		const struct sigaction standard = { .sa_handler = SIG_DFL };
 		sigaction(SIGBUS, &standard, NULL);
+		sigaction(SIGSEGV, &standard, NULL); /* a sanitizer has its own */
 		if (compare(m->data + off, number(argv[2]), argv[3], off) == 0)
 			printf("ok same\n");
 		fflush(stdout);
@@ -348,6 +350,8 @@ static void do_fork(struct mapper *m, int argc, char **argv)
 		printf("error fork\n");
 	else if (WIFSIGNALED(status))
 		printf("ok signal %d\n", WTERMSIG(status));
+	else if (WEXITSTATUS(status) != 0)
+		printf("error the child ended with status %d\n", WEXITSTATUS(status));
 }
 
 static void do_result(int err)
@@ -478,7 +482,10 @@ static void do_rss(struct mapper *m, int argc, char **argv)
 			break;
 	if (f)
 		fclose(f);
-	printf("ok %llu\n", kib << 10);
+	if (COUNT_ALLOCS)
+		printf("ok %llu\n", kib << 10);
+	else
+		printf("uncounted\n");
 }
 
 static void do_allocs(struct mapper *m, int argc, char **argv)

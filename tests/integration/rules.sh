@@ -182,7 +182,8 @@ case_rule_8_a_budget_bounds_what_is_resident() {
 	asks m "same 0 256M $dir/data" "ok same"
 	asks m "fill 0 128M 5 $dir/model" "ok"
 	after=$(numbers "$(ask m rss)")
-	less $((after - before)) $((64 * 1048576 * 110 / 100)) "resident bytes"
+	[ "$after" = uncounted ] ||
+		less $((after - before)) $((64 * 1048576 * 110 / 100)) "resident bytes"
 	asks m "flush" "ok"
 	asks m "same 0 256M $dir/model" "ok same"
 	asks m "close" "ok"

@@ -26,8 +26,6 @@
 #include "front/memory.h"
 #include "region/region.h"
 
-#define INSTALL_THREADS_MAX 2u
-
 struct pull {
 	struct region_pull region; /* first */
 	struct post post;
@@ -142,13 +140,11 @@ static_assert((int)REMORA_LOSS_WAIT == REGION_LOSS_WAIT &&
 	      "policies are the same numbers");
 
 /* With one processor a second thread would only be in the way. */
-static unsigned install_threads(void)
+static bool several_processors(void)
 {
 	cpu_set_t set;
 
-	if (sched_getaffinity(0, sizeof(set), &set) < 0)
-		return 0;
-	return MIN((unsigned)CPU_COUNT(&set) - 1, INSTALL_THREADS_MAX);
+	return sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 1;
 }
 
 static struct region_options region_options_of(struct remora_options *o)
@@ -159,7 +155,7 @@ static struct region_options region_options_of(struct remora_options *o)
 		.inflight_bytes_max = o->inflight,
 		.readahead_bytes_max = o->readahead_max,
 		.read_only = o->read_only,
-		.install_threads = install_threads(),
+		.install_apart = several_processors(),
 		.discard = o->private_copy,
 		.pull_all = o->pull == REMORA_PULL_ALL,
 		.push_off = o->no_push,

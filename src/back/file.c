@@ -24,12 +24,14 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 
 #include "back/back.h"
 #include "base/cleanup.h"
@@ -58,7 +60,9 @@ struct file {
 	uint64_t tail_at;	/* 0 without direct */
 	uint32_t buffer_align;	/* 1 = any buffer will do */
 	bool real;		/* not a simulated one: system calls of our own work on it */
-	bool direct, nowait, no_punch;
+	bool direct, no_punch;
+	bool nowait;		/* reads from the page cache are tried first */
+	int nowait_flags;	/* how: RWF_NOWAIT; 0 on tmpfs, which does not know it and never waits */
 	int sync_err; /* the last one, for status */
 	bool syncing;
 	struct list sync_waiting; /* FLUSHes that came during a sync */
@@ -308,7 +312,7 @@ static void op_start(struct file *f, struct file_op *o, struct req *req)
 static bool read_cached(struct file *f, struct req *req)
 {
 	struct iovec iov = { req->data.base, req->range.len };
-	ssize_t n = preadv2(f->fd, &iov, 1, (off_t)req->range.off, RWF_NOWAIT);
+	ssize_t n = preadv2(f->fd, &iov, 1, (off_t)req->range.off, f->nowait_flags);
 
 	if (n < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
 		f->nowait = false;
@@ -561,6 +565,7 @@ static int file_open(struct file_opening *w)
 {
 	struct file *f = w->f;
 	uint32_t align = 1;
+	struct statfs fs;
 	int r;
 
 	if (f->real && !stat(f->path, &w->st) && (r = type_check(w, &w->st)))
@@ -578,6 +583,7 @@ static int file_open(struct file_opening *w)
 		return r;
 	f->direct = w->direct;
 	f->nowait = f->real && !w->direct;
+	f->nowait_flags = f->real && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC ? 0 : RWF_NOWAIT;
 	f->store.info = (struct store_info){
 		.size = w->bytes,
 		.align = align,

@@ -81,6 +81,7 @@
 #define REGION_INFLIGHT_MAX (1 * GIB)
 #define REGION_UNIT (256 * KIB)		  /* one transfer in bulk, where a chunk is not larger */
 #define REGION_SMALL (16 * KIB)		  /* buffers for single dirty pages */
+#define REGION_APART_MAX 6u		  /* transfers that another thread installs: queued, or under way */
 #define REGION_APART_MIN (32 * KIB)	  /* shorter ones the loop installs itself */
 #define REGION_SLOTS_MIN 4u		  /* large transfer buffers */
 #define REGION_SMALL_SLOTS_MAX 256u

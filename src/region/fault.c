@@ -297,7 +297,7 @@ static void faults_fail_all(struct region *r, int err, bool expired)
 	faults_fail(r, &r->faults, err, expired);
 	LIST_EACH(k, &r->pulls)
 		faults_fail(r, &LIST_ENTRY(k, struct slot, link)->faults, err, expired);
-	LIST_EACH(k, &r->apart)
+	LIST_EACH(k, &r->apart.slots)
 		faults_fail(r, &LIST_ENTRY(k, struct slot, link)->faults, err, expired);
 	LIST_EACH(k, &r->stuck)
 		faults_fail(r, &LIST_ENTRY(k, struct slot, link)->faults, err, expired);

@@ -158,7 +158,7 @@ int pull_start(struct region *r, const struct pull_want *want, uint64_t *ret_cou
 
 struct slot *pull_find(struct region *r, uint64_t c)
 {
-	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck };
+	struct list *lists[] = { &r->pulls, &r->apart.slots, &r->stuck };
 
 	for (size_t i = 0; i < ARRAY_LEN(lists); i++)
 		LIST_EACH(k, lists[i]) {
@@ -290,7 +290,7 @@ static void settle_chunk(struct region *r, uint64_t c, bool marked)
 }
 
 /* The data is in the near store. */
-static void pull_settle(struct region *r, struct slot *slot)
+void pull_settle(struct region *r, struct slot *slot)
 {
 	struct range range = slot->req.range;
 	uint64_t first = slot->first, count = slot->count;
@@ -316,7 +316,7 @@ static void pull_settle(struct region *r, struct slot *slot)
 }
 
 /* err 0: it was stale. */
-static void pull_failed(struct region *r, struct slot *slot, int err)
+void pull_failed(struct region *r, struct slot *slot, int err)
 {
 	uint64_t first = slot->first, count = slot->count;
 	struct range range = slot->req.range;
@@ -363,7 +363,7 @@ static void install_note(struct region *r, struct slot *slot)
 		}
 }
 
-static void pull_stuck(struct region *r, struct slot *slot, int err)
+void pull_stuck(struct region *r, struct slot *slot, int err)
 {
 	install_note(r, slot);
 	region_error(r, err, "the near store has no memory for what was pulled");
@@ -382,88 +382,12 @@ static void pull_install(struct region *r, struct slot *slot)
 		pull_settle(r, slot);
 }
 
-/* ---- installing apart ---- */
-
-/*
- * Copying pages into place costs more than receiving them, so a thread of the pool does it while the loop receives the
- * next ones. Not where somebody waits, as waking the thread may take longer than the copy; not where pages
- * of ours or a mark are among them; and when the threads have enough to do, the loop does it itself.
- */
-static bool apart_fits(const struct region *r, const struct slot *slot)
-{
-	const struct map *m = &r->map;
-	uint64_t end = slot->first + slot->count;
-
-	if (!r->near->ops->fill || r->apart_count >= r->opt.install_threads || slot->req.ret_zero ||
-	    slot->req.range.len < REGION_APART_MIN || slot->why == PULL_FAULT ||
-	    (slot->mark >= slot->first && slot->mark < end) || !list_empty(&r->flush_next))
-		return false;
-	for (uint64_t c = slot->first; c < end; c++)
-		if (map_state(m, c) != CHUNK_PULLING || map_byte(m, c) & CHUNK_FAULTED)
-			return false;
-	return true;
-}
-
-/* On the pool. The slot's buffer and its pages are nobody else's meanwhile. */
-static int apart_call(struct work *work)
-{
-	struct slot *slot = CONTAINER_OF(work, struct slot, work);
-	struct near *near = slot->region->near;
-	struct range pages = map_page_range(&slot->region->map, slot->first, slot->count);
-
-	return near->ops->fill(near, pages.off, slot->buf, (size_t)pages.len, &slot->filled);
-}
-
-static void apart_done(struct op *op, int err)
-{
-	struct slot *slot = CONTAINER_OF(op, struct slot, work.op);
-	struct region *r = slot->region;
-	struct range pages = map_page_range(&r->map, slot->first, slot->count);
-
-	r->apart_count--;
-	region_kick(r);
-	if (err < 0)
-		r->near->ops->unclaim(r->near, range_between(pages.off + slot->filled, range_end(pages)));
-	if (r->aborting)
-		pull_failed(r, slot, 0);
-	else if (err < 0)
-		pull_stuck(r, slot, err);
-	else
-		pull_settle(r, slot);
-}
-
-static void apart_start(struct region *r, struct slot *slot)
-{
-	link_remove(&slot->link);
-	list_push_back(&r->apart, &slot->link);
-	r->apart_count++;
-	slot->mark = NO_CHUNK;
-	slot->filled = 0;
-	slot->work.call = apart_call;
-	slot->work.op.done = apart_done;
-	r->near->ops->claim(r->near, map_page_range(&r->map, slot->first, slot->count));
-	pool_run(r->loop, &slot->work);
-}
-
-bool pull_apart(struct region *r, uint64_t c)
-{
-	LIST_EACH(k, &r->apart) {
-		struct slot *slot = LIST_ENTRY(k, struct slot, link);
-
-		if (c >= slot->first && c - slot->first < slot->count)
-			return true;
-	}
-	return false;
-}
-
 static void pull_arrived(struct region *r, struct slot *slot)
 {
 	uint64_t len = slot->req.range.len;
 
 	memset(slot->buf + len, 0, align_up(len, PAGE_BYTES) - len); /* behind the resource's end */
-	if (apart_fits(r, slot))
-		apart_start(r, slot);
-	else
+	if (!apart_start(r, slot))
 		pull_install(r, slot);
 }
 
@@ -804,7 +728,7 @@ static bool slot_overlaps(const struct region *r, const struct slot *slot, struc
 
 int pull_stale(struct region *r, struct range range)
 {
-	LIST_EACH(k, &r->apart) {
+	LIST_EACH(k, &r->apart.slots) {
 		if (slot_overlaps(r, LIST_ENTRY(k, struct slot, link), range))
 			return -EAGAIN;
 	}

@@ -358,7 +358,7 @@ static void todo_drop(struct region *r)
  */
 static bool flush_ready(const struct region *r)
 {
-	return !(r->collects && r->apart_count);
+	return !(r->collects && r->apart.count);
 }
 
 static bool round_wanted(struct region *r)

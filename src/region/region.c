@@ -67,7 +67,7 @@ static uint64_t expiry(const struct region *r, struct link *fault)
 static uint64_t next_ns(struct region *r)
 {
 	uint64_t at = push_next_ns(r), now = loop_now(r->loop);
-	struct list *slots[] = { &r->pulls, &r->apart, &r->stuck };
+	struct list *slots[] = { &r->pulls, &r->apart.slots, &r->stuck };
 
 	LIST_EACH(k, &r->ios) {
 		struct io *io = LIST_ENTRY(k, struct io, link);
@@ -129,6 +129,7 @@ static void region_free(struct region *r)
 	pull_background_done(r);
 	slots_done(&r->slots);
 	map_done(&r->map);
+	apart_free(r);
 	pthread_cond_destroy(&r->fault_room);
 	pthread_mutex_destroy(&r->lock);
 }
@@ -152,7 +153,7 @@ static void close_try(struct region *r)
 	posted = r->posted;
 	region_unlock(r);
 	if (posted || r->kicked || r->round.active || r->extents_parent || !list_empty(&r->pulls) ||
-	    r->apart_count || r->slots.pushing)
+	    apart_busy(r) || r->slots.pushing)
 		return;
 	r->closing = false; /* once */
 	r->far->on_event = NULL;
@@ -357,7 +358,7 @@ static int open_memory(struct region *r, struct err *e)
 
 static void open_lists(struct region *r)
 {
-	struct list *lists[] = { &r->pulls, &r->apart, &r->stuck, &r->asked,
+	struct list *lists[] = { &r->pulls,	    &r->stuck,	     &r->asked,
 				 &r->round.waiting, &r->flush_next, &r->ios_idle,
 				 &r->ios,	    &r->ios_waiting, &r->extents_waiting };
 
@@ -366,6 +367,7 @@ static void open_lists(struct region *r)
 	for (size_t i = 0; i < REGION_IOS_MAX; i++)
 		list_push_back(&r->ios_idle, &r->io[i].link);
 	faults_init(r);
+	apart_init(r);
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->fault_room, NULL);
 	r->kick_post.run = region_run;

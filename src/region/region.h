@@ -39,8 +39,7 @@ struct region_options {
 	bool discard;		     /* writes stay here for ever (private copy) */
 	bool pull_all;		     /* background pull of everything */
 	/* push only when flushing, or when the budget is full of dirty data */
-	/* transfers that threads of the pool install at a time while the loop goes on; 0 = none */
-	unsigned install_threads;
+	bool install_apart; /* a thread of the pool installs bulk while the loop goes on */
 	bool push_off;
 	/* how often writes of a mapped program are collected; 0 = 1 s */
 	uint64_t push_interval_ns;

@@ -8,6 +8,7 @@
 #define REMORA_REGION_INT_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "io/pool.h"
 #include "region/map.h"
@@ -63,8 +64,8 @@ struct slot {
 	struct list faults;
 	uint64_t retry_ns; /* stuck: the near store had no memory for it */
 	unsigned tries;
-	struct work work; /* apart: a thread of the pool installs it */
-	size_t filled;
+	size_t filled; /* apart: what the thread has done, and with which result */
+	int fill_err;
 	bool large;
 };
 
@@ -87,6 +88,28 @@ void slots_done(struct slots *s);
 struct slot *slot_get(struct slots *s, size_t len, enum slot_use use);
 void slot_put(struct slots *s, struct slot *slot, enum slot_use use);
 bool slot_available(const struct slots *s, size_t len, enum slot_use use);
+
+/* ---- installing apart (apart.c) ---- */
+
+struct apart {
+	struct list slots; /* given to the thread and not settled; loop thread */
+	unsigned count;
+	struct work work; /* the thread's life */
+	struct post post; /* from the thread: some have ended */
+	pthread_mutex_t lock; /* of what is below */
+	struct slot *queue[REGION_APART_MAX], *ended[REGION_APART_MAX];
+	unsigned queued, ended_count;
+	bool running, posted;
+	atomic_uint hint; /* = queued, to be looked at without the lock */
+};
+
+void apart_init(struct region *r);
+void apart_free(struct region *r);
+/* Gives the slot's data to the thread; false = the caller has to install it. */
+bool apart_start(struct region *r, struct slot *slot);
+/* Whether the thread has, or may have, this chunk; anything at all. */
+bool apart_has(const struct region *r, uint64_t c);
+bool apart_busy(const struct region *r);
 
 /* ---- who waits ---- */
 
@@ -181,8 +204,8 @@ struct region {
 	struct slots slots;
 	struct flow flow_in, flow_out;
 	struct list faults; /* those that wait for a pull to begin */
-	struct list pulls, apart, stuck;
-	unsigned apart_count;
+	struct list pulls, stuck;
+	struct apart apart;
 	struct list asked; /* region_pull, the highest priority first */
 	bool bg_active, bg_missed;
 	uint64_t bg_at, bg_retry_ns;
@@ -276,7 +299,10 @@ MUST_USE int pull_start(struct region *r, const struct pull_want *want, uint64_t
 /* -ENOMEM when some pages are in the near store, open, and the map had no record to tell which. */
 MUST_USE int pull_stuck_unknown(struct region *r);
 struct slot *pull_find(struct region *r, uint64_t c); /* that brings this chunk */
-bool pull_apart(struct region *r, uint64_t c); /* a thread of the pool is installing it */
+/* What the slot brought is in the near store; could not be had (0: is stale); is there in part. */
+void pull_settle(struct region *r, struct slot *slot);
+void pull_failed(struct region *r, struct slot *slot, int err);
+void pull_stuck(struct region *r, struct slot *slot, int err);
 void pull_run(struct region *r);
 void pull_abort(struct region *r);
 void pull_asked_failed(struct region *r, uint64_t first, uint64_t count, int err);

@@ -154,7 +154,7 @@ static int write_step(struct region *r, struct io *io, const struct part *p)
 		io->at = p->to; /* a hint: not worth making it dirty */
 		return 0;
 	}
-	if (r->apart_count && pull_apart(r, p->c))
+	if (apart_has(r, p->c))
 		return -EBUSY; /* in a moment */
 	if (!write_ready(r, p) || !map_can_write(m, p->c, p->page, p->count))
 		return -EAGAIN; /* pulled first */

@@ -671,7 +671,7 @@ static inline void world_check(struct world *w)
 		const struct page *page = &w->near.page[p];
 		bool here = map_page_here(m, c, p % m->pages);
 
-		if (map_pulling(m, c) && (pull_find(r, c)->unknown || pull_apart(r, c)))
+		if (map_pulling(m, c) && (pull_find(r, c)->unknown || apart_has(r, c)))
 			continue;
 		MUST(page->present == here);
 		MUST(!page->open || map_byte(m, c) & CHUNK_REF);

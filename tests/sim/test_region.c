@@ -442,7 +442,7 @@ static void far_changes(struct model *m)
 	uint32_t version;
 
 	if (range_locked(m, bytes) || map_dirty(map, c) || map_flying(map, c) ||
-	    map_byte(map, c) & CHUNK_UNFLUSHED || pull_apart(w->region, c))
+	    map_byte(map, c) & CHUNK_UNFLUSHED || apart_has(w->region, c))
 		return;
 	for (uint64_t p = pages.off / PAGE_BYTES; p < range_end(pages) / PAGE_BYTES; p++)
 		if (w->near.page[p].written)
@@ -537,7 +537,7 @@ static void model_options(struct model *m, struct region_options *o)
 	static const uint32_t chunks[] = { 4 * KIB, 8 * KIB, 16 * KIB, 64 * KIB };
 
 	*o = (struct region_options){ .chunk = chunks[rng_below(r, ARRAY_LEN(chunks))],
-				      .install_threads = (unsigned)rng_below(r, 3) };
+				      .install_apart = rng_chance(r, 500000) };
 	o->pull_all = rng_chance(r, 400000);
 	o->push_off = rng_chance(r, 150000);
 	o->push_interval_ns = (1 + rng_below(r, 100)) * MS;

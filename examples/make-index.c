@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Makes a large, real, structured file from what every Debian machine has: an index of the words in the files of the
- * installed packages. Made for scripts/demo; it does not use the library.
+ * Makes a large, real, structured file from what every Debian machine has: an index of the words in
+ * the files of the installed packages. Made for scripts/demo; it does not use the library.
  *
- *   make-index INDEX WORDS [RECORDS]      writes the index, and a hundred of its words, one per line
- *   make-index --count INDEX WORDS        counts a look-up of each word in a local index, with plain system calls
+ *   make-index INDEX WORDS [RECORDS]   writes the index, and a hundred of its words, one per line
+ *   make-index --count INDEX WORDS     counts a look-up of each word in a local index, with plain
+ *                                      system calls
  *
- * The index is a row of records of 256 bytes (struct record in lookup.c is the same), sorted by word, then by file, then
- * by offset; so a word is found by binary search. The packages' files are read in an order that spreads over all
- * packages, until there are enough words: the same machine gives the same index.
+ * The index is a row of records of 256 bytes (struct record in lookup.c is the same), sorted by
+ * word, then by file, then by offset; so a word is found by binary search. The packages' files are
+ * read in an order that spreads over all packages, until there are enough words: the same machine
+ * gives the same index.
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -194,7 +196,8 @@ static void file_scan(struct index *ix, size_t file)
 		while (i < size && (isalnum(at[i]) || at[i] == '_'))
 			i++;
 		size_t len = i - start;
-		if (len >= WORD_MIN && len < sizeof(((struct record *)0)->word) && isalpha(at[start]))
+		if (len >= WORD_MIN && len < sizeof(((struct record *)0)->word) &&
+		    isalpha(at[start]))
 			hit_add(ix, at + start, len, file, start);
 		if (i == start)
 			i++;
@@ -229,10 +232,10 @@ static void index_write(const struct index *ix, const char *path)
 		size_t n = 0;
 		for (; n < BATCH && i < ix->hit_count; n++, i++) {
 			const struct hit *h = &ix->hits[i];
-			/* strncpy is what fixed-width fields are: padded with zeros. */
 			memset(&out[n], 0, sizeof(out[n]));
 			memcpy(out[n].word, ix->words + h->word, strlen(ix->words + h->word));
-			memcpy(out[n].file, ix->files[h->file].path, strlen(ix->files[h->file].path));
+			memcpy(out[n].file, ix->files[h->file].path,
+			       strlen(ix->files[h->file].path));
 			out[n].offset = h->offset;
 		}
 		write_all(fd, out, n * sizeof(*out));
@@ -242,7 +245,7 @@ static void index_write(const struct index *ix, const char *path)
 	free(out);
 }
 
-/* A hundred words from all over the index, in no order. */
+/* A hundred words from all over the index, in no order; a frequent one may come twice. */
 static void words_write(const struct index *ix, const char *path)
 {
 	FILE *f = fopen(path, "w");

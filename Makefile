@@ -7,10 +7,12 @@ all: build/make/build.ninja
 	ninja -C build/make
 
 build/make/build.ninja:
-	meson setup --buildtype=release -Dtests=false --prefix=$(PREFIX) build/make
+	meson setup --buildtype=release -Dtests=false --prefix=$(PREFIX) --libdir=lib build/make
 
+# The loader looks for what is new only when it is told to; a package made with DESTDIR tells it by itself.
 install: all
 	DESTDIR=$(DESTDIR) meson install --no-rebuild -C build/make
+	[ -n "$(DESTDIR)" ] || ldconfig
 
 check:
 	scripts/check

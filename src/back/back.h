@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The back ends: stores with none below. Each is opened by its row in the table (store/table.c), from a spec. */
+/* The back ends: stores with none below. Each is opened by its row in the table (store/table.c),
+ * from a spec. */
 #ifndef REMORA_BACK_BACK_H
 #define REMORA_BACK_BACK_H
 

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * callbacks: - a store made of the user's own functions (struct remora_callbacks of the public header): read, write,
- * flush and size, which may block, and so run on the loop's pool of threads. Everything else is emulated by store.c.
+ * callbacks: - a store made of the user's own functions (struct remora_callbacks of the public
+ * header): read, write, flush and size, which may block, and so run on the loop's pool of threads.
+ * Everything else is emulated by store.c.
  *
- * As many calls run at a time as the user's `threads` says; other requests wait here, the urgent ones in front.
+ * As many calls run at a time as the user's `threads` says; other requests wait here, the urgent
+ * ones in front.
  *
- * Invariants: a call is idle (in c->idle), or has a request and is in flight. A request waits only while no call is
- * idle.
+ * Invariants: a call is idle (in c->idle), or has a request and is in flight. A request waits only
+ * while no call is idle.
  *
- * Locking: loop thread only, except for call_run(), which runs on the pool and touches its request and the user's
- * functions.
+ * Locking: loop thread only, except for call_run(), which runs on the pool and touches its request
+ * and the user's functions.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -77,7 +79,8 @@ static void call_done(struct op *op, int res)
 	call->req = NULL;
 	list_push_back(&c->idle, &call->link);
 	calls_start(c);
-	/* Cancelled before it began, by callbacks_abort(); the user's functions may return what they like. */
+	/* Cancelled before it began, by callbacks_abort(); the user's functions may return what
+	 * they like. */
 	req_done(req, res == -ECANCELED && c->store.aborting ? -ESHUTDOWN : res);
 }
 

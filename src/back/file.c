@@ -1,24 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * file:PATH - a regular file or a block device. Requests become operations of the loop (io/loop.h), which are
- * asynchronous on io_uring and run on threads on epoll; EXTENTS, which no engine has, runs on the pool.
+ * file:PATH - a regular file or a block device. Requests become operations of the loop (io/loop.h),
+ * which are asynchronous on io_uring and run on threads on epoll; EXTENTS, which no engine has,
+ * runs on the pool.
  *
  *   submit ── in the page cache? (preadv2 NOWAIT) ── done
  *      └── waiting ── an op is free ── op_start ── piece after piece ── op_end ── done
  *
- * direct=1 (O_DIRECT): offsets, lengths and buffers must be aligned. info.align says so for the first two; a buffer
- * that is not aligned goes through one of a few bounce buffers, for which ops wait. The rest of a file behind its last
- * whole block cannot be read or written with O_DIRECT, so that part goes through a second descriptor without it. It
- * begins at a page: a direct write beside a buffered one in the same page makes the kernel report -EIO at the next
- * sync.
+ * direct=1 (O_DIRECT): offsets, lengths and buffers must be aligned. info.align says so for the
+ * first two; a buffer that is not aligned goes through one of a few bounce buffers, for which ops
+ * wait. The rest of a file behind its last whole block cannot be read or written with O_DIRECT, so
+ * that part goes through a second descriptor without it. It begins at a page: a direct write beside
+ * a buffered one in the same page makes the kernel report -EIO at the next sync.
  *
- * Invariants: an op is idle, or has a request and is in flight, or waits for a bounce buffer. A file that ends before
- * the size it had when it was opened gives -EIO, never zeros. The kernel reports a failed sync once and then forgets
- * the data, so a later success would say nothing of what was written before: after a failure the file counts as another
- * instance, as a server does that was restarted, and whoever has written knows that it must be written again. For the
- * same reason there is one sync at a time: of two, the wrong one might get to hear of the failure.
+ * Invariants: an op is idle, or has a request and is in flight, or waits for a bounce buffer. A
+ * file that ends before the size it had when it was opened gives -EIO, never zeros. The kernel
+ * reports a failed sync once and then forgets the data, so a later success would say nothing of
+ * what was written before: after a failure the file counts as another instance, as a server does
+ * that was restarted, and whoever has written knows that it must be written again. For the same
+ * reason there is one sync at a time: of two, the wrong one might get to hear of the failure.
  *
- * Locking: loop thread only, except for extents_call(), which runs on the pool and touches its request's extents.
+ * Locking: loop thread only, except for extents_call(), which runs on the pool and touches its
+ * request's extents.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -62,7 +65,8 @@ struct file {
 	bool real;		/* not a simulated one: system calls of our own work on it */
 	bool direct, no_punch;
 	bool nowait;		/* reads from the page cache are tried first */
-	int nowait_flags;	/* how: RWF_NOWAIT; 0 on tmpfs, which does not know it and never waits */
+	/* how: RWF_NOWAIT; 0 on tmpfs, which does not know it and never waits */
+	int nowait_flags;
 	int sync_err; /* the last one, for status */
 	bool syncing;
 	struct list sync_waiting; /* FLUSHes that came during a sync */
@@ -221,7 +225,8 @@ static void op_allocate_start(struct file_op *o)
 	op_allocate(f->store.loop, &o->work.op, f->fd, mode | FALLOC_FL_KEEP_SIZE, r.off, r.len);
 }
 
-/* A hole is zeros that need no space; where there are none, ZERO can still have a range zeroed; else store.c writes. */
+/* A hole is zeros that need no space; where there are none, ZERO can still have a range zeroed;
+ * else store.c writes. */
 static void op_allocate_done(struct op *op, int res)
 {
 	struct file_op *o = CONTAINER_OF(op, struct file_op, work.op);
@@ -266,7 +271,8 @@ static int extents_call(struct work *work)
 		x->at[x->count++] = (struct extent){ .len = stop - at, .zero = zero };
 		at = stop;
 	}
-	/* Behind the end of a file that has shrunk there is no data either, but nobody said that it was zeros. */
+	/* Behind the end of a file that has shrunk there is no data either, but nobody said that it
+	 * was zeros. */
 	if (fstat(fd, &st))
 		return -errno;
 	return st.st_size < 0 || (uint64_t)st.st_size < o->file->store.info.size ? -EIO : 0;
@@ -550,7 +556,8 @@ static int direct_init(struct file_opening *w, uint32_t align)
 	return 0;
 }
 
-/* Before it is opened, because opening a FIFO or a tape has effects; and after, because it may have been replaced. */
+/* Before it is opened, because opening a FIFO or a tape has effects; and after, because it may have
+ * been replaced. */
 static int type_check(struct file_opening *w, const struct stat *st)
 {
 	if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
@@ -583,7 +590,8 @@ static int file_open(struct file_opening *w)
 		return r;
 	f->direct = w->direct;
 	f->nowait = f->real && !w->direct;
-	f->nowait_flags = f->real && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC ? 0 : RWF_NOWAIT;
+	f->nowait_flags =
+		f->real && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC ? 0 : RWF_NOWAIT;
 	f->store.info = (struct store_info){
 		.size = w->bytes,
 		.align = align,

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * memory:SIZE - a resource in this process' own memory, zeros at first, gone when it is closed. Sparse: a mapping
- * without reserve, so that a terabyte costs what was written to it.
+ * memory:SIZE - a resource in this process' own memory, zeros at first, gone when it is closed.
+ * Sparse: a mapping without reserve, so that a terabyte costs what was written to it.
  *
- * A bitmap with a bit for each block of 64 KiB says where something was ever written: a block without its bit is zeros
- * and no page of it exists. Reads of such blocks do not touch the mapping, which would only make pages.
+ * A bitmap with a bit for each block of 64 KiB says where something was ever written: a block
+ * without its bit is zeros and no page of it exists. Reads of such blocks do not touch the mapping,
+ * which would only make pages.
  *
- * Everything completes within submit(). It forgets when its process ends, so it has an instance id, new at each open.
+ * Everything completes within submit(). It forgets when its process ends, so it has an instance id,
+ * new at each open.
  *
  * Invariant: a block whose bit is clear holds no byte but zero.
  *
@@ -32,7 +34,8 @@ struct memory {
 	size_t written_len;
 };
 
-/* The first block after `block` that is not as it is (written or not), at most the one in which `end` lies. */
+/* The first block after `block` that is not as it is (written or not), at most the one in which
+ * `end` lies. */
 static size_t run_end(const struct memory *m, size_t block, uint64_t end)
 {
 	size_t stop = (end + BLOCK - 1) / BLOCK;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pattern:SIZE - a read-only resource whose content is computed from the offset, of any size and without storage: for
- * measuring, and for tests that must know what they read.
+ * pattern:SIZE - a read-only resource whose content is computed from the offset, of any size and
+ * without storage: for measuring, and for tests that must know what they read.
  *
  *   unit=TEXT  the bytes of TEXT repeated from offset 0; "abc" when neither is given
- *   seed=N     8-byte blocks; block i is splitmix64's output for state N + (i + 1) * 0x9e3779b97f4a7c15 (base/rng.h:
- *   the
- *              same as the numbers of a generator seeded with N), little endian; incompressible
+ *   seed=N     8-byte blocks; block i is splitmix64's output for state
+ *              N + (i + 1) * 0x9e3779b97f4a7c15 (base/rng.h: the same as the numbers of a generator
+ *              seeded with N), little endian; incompressible
  *
  * Everything completes within submit(). Locking: none; loop thread only.
  */
@@ -36,7 +36,8 @@ static void fill_unit(const struct pattern *p, uint64_t off, uint8_t *to, size_t
 		return;
 	have = MIN(len, n + p->unit_len);
 	memcpy(to + n, p->unit, have - n);
-	/* From here on the buffer repeats itself with a period that divides what is there behind the first n bytes. */
+	/* From here on the buffer repeats itself with a period that divides what is there behind
+	 * the first n bytes. */
 	while (have < len) {
 		size_t period = (have - n) / p->unit_len * p->unit_len;
 		size_t more = MIN(len - have, period);

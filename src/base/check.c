@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The end of a process whose own invariant broke: the message goes to fd 2 without allocation, then abort(). */
+/* The end of a process whose own invariant broke: the message goes to fd 2 without allocation, then
+ * abort(). */
 #include "base/check.h"
 
 #include <stdio.h>
@@ -13,6 +14,7 @@ void check_failed(const char *what, const char *file, int line, const char *func
 			 line, func, what);
 
 	if (n > 0)
-		(void)!write(STDERR_FILENO, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
+		(void)!write(STDERR_FILENO, text,
+			     (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
 	abort();
 }

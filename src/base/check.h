@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * CHECK(): a statement about our own code that holds always, kept on in release builds. Never for the world's
- * faults (those are -errno), never with side effects.
+ * CHECK(): a statement about our own code that holds always, kept on in release builds. Never for
+ * the world's faults (those are -errno), never with side effects.
  */
 #ifndef REMORA_BASE_CHECK_H
 #define REMORA_BASE_CHECK_H

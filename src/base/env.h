@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a pipeline takes from the world besides sockets and files: time, randomness, where to log, and named
- * fault points. One per pipeline; two pipelines in one process share nothing. A simulation gives its own clock
- * and seed.
+ * What a pipeline takes from the world besides sockets and files: time, randomness, where to log,
+ * and named fault points. One per pipeline; two pipelines in one process share nothing. A
+ * simulation gives its own clock and seed.
  */
 #ifndef REMORA_BASE_ENV_H
 #define REMORA_BASE_ENV_H
@@ -19,7 +19,8 @@
 
 struct env {
 	uint64_t (*now_ns)(void *arg); /* monotonic, any thread */
-	int (*fault)(void *arg, const char *point); /* 0 or -errno to fail with here; NULL = no faults */
+	/* 0 or -errno to fail with here; NULL = no faults */
+	int (*fault)(void *arg, const char *point);
 	void *arg;
 	struct rng rng; /* of the loop thread alone */
 	struct log log;
@@ -33,7 +34,8 @@ static inline uint64_t env_now(const struct env *env)
 	return env->now_ns(env->arg);
 }
 
-/* Asked at each named point where the world can fail and no test could make it fail from outside. */
+/* Asked at each named point where the world can fail and no test could make it fail from outside.
+ */
 static inline int env_fault(const struct env *env, const char *point)
 {
 	return env->fault ? env->fault(env->arg, point) : 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A histogram of durations: 8 buckets per power of two, so that a percentile is right within 9 %. Fixed size, no
- * allocation, one writer.
+ * A histogram of durations: 8 buckets per power of two, so that a percentile is right within 9 %.
+ * Fixed size, no allocation, one writer.
  */
 #ifndef REMORA_BASE_HIST_H
 #define REMORA_BASE_HIST_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every bound in one place, with the relations between them checked by the compiler. Bytes unless the name ends
- * otherwise.
+ * Every bound in one place, with the relations between them checked by the compiler. Bytes unless
+ * the name ends otherwise.
  */
 #ifndef REMORA_BASE_LIMITS_H
 #define REMORA_BASE_LIMITS_H
@@ -14,7 +14,8 @@
 #define GIB (1024ULL * MIB)
 #define TIB (1024ULL * GIB)
 
-#define PAGE_BYTES 4096u /* unit of access and of dirty tracking; checked against the system's at start */
+/* unit of access and of dirty tracking; checked against the system's at start */
+#define PAGE_BYTES 4096u
 
 #define ERR_TEXT_MAX 512u
 #define SIZE_TEXT_MAX 32u /* a size or a time as text */
@@ -34,22 +35,26 @@
 #define STORE_ALIGN_MAX (64 * KIB)   /* what a store may ask its requests to be aligned to */
 #define STORE_EMUL_MAX 16u	     /* emulated requests at a time, per store; more of them wait */
 #define STORE_ZERO_PIECE (64 * KIB)  /* zeroing by writes: bytes per write */
-#define BACK_OPS_MAX 64u	     /* operations in flight of a back end on files or threads; more of them wait */
+/* operations in flight of a back end on files or threads; more of them wait */
+#define BACK_OPS_MAX 64u
 #define BACK_BOUNCE_LEN (1 * MIB)    /* O_DIRECT with an unaligned buffer: bytes per copy */
 #define BACK_BOUNCES 8u
 #define MEMORY_SIZE_MAX (64 * TIB)   /* memory: what an address space can hold beside the rest */
 #define PATTERN_UNIT_MAX 1024u
 
 /* Stages. */
-#define STAGE_REQS_MAX 512u	     /* requests that a stage has below itself at a time; more of them wait */
-#define ORDER_REQS_MAX 256u	     /* the same of the order stage, which looks through all of them */
+/* requests that a stage has below itself at a time; more of them wait */
+#define STAGE_REQS_MAX 512u
+/* the same of the order stage, which looks through all of them */
+#define ORDER_REQS_MAX 256u
 #define ALIGN_PIECES_MAX 128u	     /* pieces in flight of one align stage */
 #define ALIGN_JOBS_MAX 256u	     /* requests being cut into them; more of them wait */
 #define ALIGN_PARTS_MAX 16u	     /* requests that may share one piece */
 #define ALIGN_BLOCK_MAX (1 * MIB)
 #define ALIGN_BOUNCE_MIN (64 * KIB)  /* up to here an unaligned read is one request */
 #define TRACE_BUF_LEN (256 * KIB)    /* each of the two buffers of the trace stage */
-#define VERIFY_REQS_MAX 32u	     /* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
+/* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
+#define VERIFY_REQS_MAX 32u
 #define VERIFY_LEN_MAX (1 * MIB)
 
 /* Streams: a buffered reader and a gathering writer on a socket. */
@@ -81,19 +86,22 @@
 #define REGION_INFLIGHT_MAX (1 * GIB)
 #define REGION_UNIT (256 * KIB)		  /* one transfer in bulk, where a chunk is not larger */
 #define REGION_SMALL (16 * KIB)		  /* buffers for single dirty pages */
-#define REGION_APART_MAX 6u		  /* transfers that another thread installs: queued, or under way */
+/* transfers that another thread installs: queued, or under way */
+#define REGION_APART_MAX 6u
 #define REGION_APART_MIN (32 * KIB)	  /* shorter ones the loop installs itself */
 #define REGION_SLOTS_MIN 4u		  /* large transfer buffers */
 #define REGION_SMALL_SLOTS_MAX 256u
 #define REGION_CHUNKS_MIN 8u		  /* what a budget must hold besides */
 #define REGION_READAHEAD_DEFAULT (8 * MIB)
-#define REGION_FAULTS_MAX 1024u		  /* distinct chunks that faults wait for; more threads wait outside */
+/* distinct chunks that faults wait for; more threads wait outside */
+#define REGION_FAULTS_MAX 1024u
 #define REGION_IOS_MAX 256u		  /* requests in progress; more of them wait */
 #define REGION_STREAMS 16u		  /* readers told apart by readahead */
 #define REGION_ADVICE_MAX 16u
 #define REGION_MARKS_MAX 64u
 #define REGION_FAILED_MAX 64u		  /* failed ranges remembered one by one */
-#define REGION_ORDER_MAX (1u << 20)	  /* spans of the background pull that are sorted by priority */
+/* spans of the background pull that are sorted by priority */
+#define REGION_ORDER_MAX (1u << 20)
 #define FLOW_WINDOW_MIN (1 * MIB)
 
 /* Specs. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Intrusive doubly linked list. A link that is in no list is NULL on both sides (list_init_link) or zeroed. */
+/* Intrusive doubly linked list. A link that is in no list is NULL on both sides (list_init_link) or
+ * zeroed. */
 #ifndef REMORA_BASE_LIST_H
 #define REMORA_BASE_LIST_H
 

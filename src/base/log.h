@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Logging goes to a sink that the handle's owner gave; the library never prints. A line is one event, without a
- * newline, with the object's name in front.
+ * Logging goes to a sink that the handle's owner gave; the library never prints. A line is one
+ * event, without a newline, with the object's name in front.
  */
 #ifndef REMORA_BASE_LOG_H
 #define REMORA_BASE_LOG_H
@@ -15,7 +15,8 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 #define LOG_TEXT_MAX 1024u
 
 struct log {
-	void (*emit)(void *arg, enum log_level level, const char *text); /* any thread; NULL = silent */
+	/* any thread; NULL = silent */
+	void (*emit)(void *arg, enum log_level level, const char *text);
 	void *arg;
 	enum log_level max; /* less important lines are not even formatted */
 };

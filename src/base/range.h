@@ -13,7 +13,8 @@ struct range {
 	uint64_t len;
 };
 
-/* True when off + len does not wrap. A range from outside is checked with range_within() before anything else. */
+/* True when off + len does not wrap. A range from outside is checked with range_within() before
+ * anything else. */
 static inline bool range_valid(struct range r)
 {
 	return r.off + r.len >= r.off;

@@ -30,6 +30,7 @@ uint64_t rng_system(void)
 	if (getrandom(&v, sizeof(v), GRND_NONBLOCK) == (ssize_t)sizeof(v) && v)
 		return v;
 	clock_gettime(CLOCK_REALTIME, &ts);
-	rng_init(&r, (uint64_t)ts.tv_sec * 1000000007u ^ (uint64_t)ts.tv_nsec ^ (uint64_t)getpid() << 32);
+	rng_init(&r, (uint64_t)ts.tv_sec * 1000000007u ^ (uint64_t)ts.tv_nsec ^
+			     (uint64_t)getpid() << 32);
 	return rng_next(&r) | 1;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Seeded randomness for simulation, jitter and tests: splitmix64 (Steele, Lea, Flood 2014). The same seed gives
- * the same numbers everywhere. Not for secrets.
+ * Seeded randomness for simulation, jitter and tests: splitmix64 (Steele, Lea, Flood 2014). The
+ * same seed gives the same numbers everywhere. Not for secrets.
  */
 #ifndef REMORA_BASE_RNG_H
 #define REMORA_BASE_RNG_H

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sizes, times and rates as people write them: see size.h. Decimal fractions are computed in integers. */
+/* Sizes, times and rates as people write them: see size.h. Decimal fractions are computed in
+ * integers. */
 #include "base/size.h"
 
 #include <errno.h>
@@ -39,8 +40,10 @@ static const struct unit *unit_find(const struct unit *units, size_t count, cons
 	return NULL;
 }
 
-/* "12.5Xyz": digits in *ret_whole and *ret_part (of 10^*ret_digits); returns where the unit begins, NULL = no number. */
-static const char *decimal_scan(const char *s, uint64_t *ret_whole, uint64_t *ret_part, uint64_t *ret_scale)
+/* "12.5Xyz": digits in *ret_whole and *ret_part (of 10^*ret_digits); returns where the unit begins,
+ * NULL = no number. */
+static const char *decimal_scan(const char *s, uint64_t *ret_whole, uint64_t *ret_part,
+				uint64_t *ret_scale)
 {
 	const char *p = s;
 
@@ -65,7 +68,8 @@ static const char *decimal_scan(const char *s, uint64_t *ret_whole, uint64_t *re
 
 static bool scaled(uint64_t whole, uint64_t part, uint64_t scale, uint64_t factor, uint64_t *ret)
 {
-	unsigned __int128 v = (unsigned __int128)whole * factor, f = (unsigned __int128)part * factor;
+	unsigned __int128 v = (unsigned __int128)whole * factor,
+			  f = (unsigned __int128)part * factor;
 
 	v += f / scale;
 	if (f % scale || v > UINT64_MAX)

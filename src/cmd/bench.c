@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * remora bench: the machine's own ceilings, then ours beside them, in one run, with the ratio. Machines are shared and noisy:
- * all measurements are taken in turns, several rounds, and a ratio is that of two medians of the same run.
+ * remora bench: the machine's own ceilings, then ours beside them, in one run, with the ratio.
+ * Machines are shared and noisy: all measurements are taken in turns, several rounds, and a ratio
+ * is that of two medians of the same run.
  *
- * Place: above the public API (bench_ours.c) and the bare kernel (bench_ceiling.c); the server is another process of this
- * same program.
+ * Place: above the public API (bench_ours.c) and the bare kernel (bench_ceiling.c); the server is
+ * another process of this same program.
  *
- * Invariants: what is timed moves real bytes, and their content is checked; one wrong byte fails the command.
+ * Invariants: what is timed moves real bytes, and their content is checked; one wrong byte fails
+ * the command.
  *
  * Locking: none; the measurements run one after the other.
  */
@@ -31,8 +33,20 @@
 enum unit { UNIT_NS, UNIT_BYTES };
 
 enum {
-	M_COPY, M_SOCKET, M_INSTALL, M_BARE, M_NAIVE, M_PLAIN,
-	M_FAULT, M_COLD_FILE, M_COLD_SERVER, M_PULL_FILE, M_PULL_SERVER, M_RESIDENT, M_DIRTY, M_WRITE,
+	M_COPY,
+	M_SOCKET,
+	M_INSTALL,
+	M_BARE,
+	M_NAIVE,
+	M_PLAIN,
+	M_FAULT,
+	M_COLD_FILE,
+	M_COLD_SERVER,
+	M_PULL_FILE,
+	M_PULL_SERVER,
+	M_RESIDENT,
+	M_DIRTY,
+	M_WRITE,
 	M_COUNT
 };
 
@@ -172,8 +186,9 @@ static void bench_done(struct bench *bench)
 
 /* ---- measuring ---- */
 
-/* In a virtual machine the first touch of memory that the host has not backed yet, or has taken back, costs ten times as
- * much as later ones. So as much memory as the next measurement will take is touched, and given back to the kernel. */
+/* In a virtual machine the first touch of memory that the host has not backed yet, or has taken
+ * back, costs ten times as much as later ones. So as much memory as the next measurement will take
+ * is touched, and given back to the kernel. */
 static void memory_warm(uint64_t size)
 {
 	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -321,7 +336,8 @@ int cmd_bench(int argc, char **argv)
 	if (strlen(dir) > 32 || !mkdtemp(bench.env.dir))
 		return say_usage("--dir: no directory can be made in '%s'", dir);
 	snprintf(bench.env.file, sizeof(bench.env.file), "%s/data", bench.env.dir);
-	if (file_make(&bench.env, &e) || server_start(&bench, &e) || measure_all(&bench, common.quiet, &e)) {
+	if (file_make(&bench.env, &e) || server_start(&bench, &e) ||
+	    measure_all(&bench, common.quiet, &e)) {
 		bench_done(&bench);
 		return say_failed(&e, NULL);
 	}

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What `remora bench` measures: the machine's ceilings, the naive design, and ours, each as a function that moves real
- * bytes, checks them, and returns one figure. Higher layers repeat them in turns and print ratios.
+ * What `remora bench` measures: the machine's ceilings, the naive design, and ours, each as a
+ * function that moves real bytes, checks them, and returns one figure. Higher layers repeat them in
+ * turns and print ratios.
  */
 #ifndef REMORA_CMD_BENCH_H
 #define REMORA_CMD_BENCH_H
@@ -24,18 +25,25 @@ struct bench_env {
 /* Each returns a figure > 0, or -errno with the text. Throughput: bytes per second. Latency: ns. */
 
 double bench_copy_ceiling(struct bench_env *b, struct err *e);	  /* memcpy between warm buffers */
-double bench_socket_ceiling(struct bench_env *b, struct err *e);  /* unix stream, 256 KiB, one process to another */
-double bench_install_ceiling(struct bench_env *b, struct err *e); /* UFFDIO_COPY 256 KiB, one thread */
-double bench_bare_fault(struct bench_env *b, struct err *e); /* p50: blocking read, 4 KiB UFFDIO_CONTINUE, same core */
-double bench_naive_scan(struct bench_env *b, struct err *e); /* one thread on another core, 4 KiB per fault, blocking pread */
-double bench_plain_read(struct bench_env *b, struct err *e); /* summing resident memory of the same kind */
+/* unix stream, 256 KiB, one process to another */
+double bench_socket_ceiling(struct bench_env *b, struct err *e);
+/* UFFDIO_COPY 256 KiB, one thread */
+double bench_install_ceiling(struct bench_env *b, struct err *e);
+/* p50: blocking read, 4 KiB UFFDIO_CONTINUE, same core */
+double bench_bare_fault(struct bench_env *b, struct err *e);
+/* one thread on another core, 4 KiB per fault, blocking pread */
+double bench_naive_scan(struct bench_env *b, struct err *e);
+/* summing resident memory of the same kind */
+double bench_plain_read(struct bench_env *b, struct err *e);
 
 double bench_fault_near(struct bench_env *b, struct err *e);  /* p50, data near */
-double bench_cold_file(struct bench_env *b, struct err *e);   /* sequential, on demand, file: in this process */
+/* sequential, on demand, file: in this process */
+double bench_cold_file(struct bench_env *b, struct err *e);
 double bench_cold_server(struct bench_env *b, struct err *e); /* the same from the server */
 double bench_pull_server(struct bench_env *b, struct err *e); /* background pull of everything */
 double bench_pull_file(struct bench_env *b, struct err *e);
-double bench_resident(struct bench_env *b, struct err *e);    /* summing resident memory of a region */
+/* summing resident memory of a region */
+double bench_resident(struct bench_env *b, struct err *e);
 double bench_dirty_find(struct bench_env *b, struct err *e);  /* ns to find 1 % written pages */
 double bench_write_back(struct bench_env *b, struct err *e);  /* write all, flush to the server */
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The machine's own ceilings and the naive design, for `remora bench`: what the kernel gives to a program that does
- * nothing else. Each measurement stands alone: it makes what it needs, warms it up, and takes it down.
+ * The machine's own ceilings and the naive design, for `remora bench`: what the kernel gives to a
+ * program that does nothing else. Each measurement stands alone: it makes what it needs, warms it
+ * up, and takes it down.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -163,11 +164,12 @@ static int uffd_new(void)
 
 static int mapped_open(struct mapped *m, uint64_t size, bool registered, struct err *e)
 {
-	struct uffdio_api api = { .api = UFFD_API,
-				  .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
-					      UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_ASYNC };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
-					       UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_api api = {.api = UFFD_API,
+				 .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+					     UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+					     UFFD_FEATURE_WP_ASYNC};
+	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING |
+					      UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP};
 
 	*m = (struct mapped){ .fd = -1, .uffd = -1, .size = size };
 	m->fd = memfd_create("remora-bench", MFD_CLOEXEC);
@@ -203,8 +205,10 @@ double bench_install_ceiling(struct bench_env *b, struct err *e)
 		return e->code;
 	t = bench_now();
 	for (uint64_t off = 0; off < b->size; off += PIECE) {
-		struct uffdio_copy c = { .dst = (uintptr_t)m.mem + off, .src = (uintptr_t)buf, .len = PIECE,
-					 .mode = UFFDIO_COPY_MODE_WP };
+		struct uffdio_copy c = {.dst = (uintptr_t)m.mem + off,
+					.src = (uintptr_t)buf,
+					.len = PIECE,
+					.mode = UFFDIO_COPY_MODE_WP};
 
 		if (ioctl(m.uffd, UFFDIO_COPY, &c) < 0)
 			return err_sys(e, -errno, "UFFDIO_COPY");
@@ -217,7 +221,8 @@ double bench_install_ceiling(struct bench_env *b, struct err *e)
 
 struct handler {
 	struct mapped m;
-	int file;  /* >= 0: content by pread and UFFDIO_COPY; -1: the page is in the memfd, UFFDIO_CONTINUE */
+	/* >= 0: content by pread and UFFDIO_COPY; -1: the page is in the memfd, UFFDIO_CONTINUE */
+	int file;
 	int core;  /* >= 0: pinned there */
 	uint64_t faults_left;
 	int err;
@@ -231,8 +236,10 @@ static int handler_fill(struct handler *h, uint64_t off, uint8_t *page)
 
 		return ioctl(h->m.uffd, UFFDIO_CONTINUE, &c) < 0 ? -errno : 0;
 	}
-	struct uffdio_copy c = { .dst = (uintptr_t)h->m.mem + off, .src = (uintptr_t)page, .len = PAGE_BYTES,
-				 .mode = UFFDIO_COPY_MODE_WP };
+	struct uffdio_copy c = {.dst = (uintptr_t)h->m.mem + off,
+				.src = (uintptr_t)page,
+				.len = PAGE_BYTES,
+				.mode = UFFDIO_COPY_MODE_WP};
 
 	if (pread(h->file, page, PAGE_BYTES, (off_t)off) != PAGE_BYTES)
 		return -EIO;

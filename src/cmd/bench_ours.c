@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Remora's own figures for `remora bench`, taken through the public API alone, as a user's program would get them.
+ * Remora's own figures for `remora bench`, taken through the public API alone, as a user's program
+ * would get them.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,8 +20,8 @@ static void region_close(struct remora **r)
 	remora_discard(*r);
 }
 
-static int region_open(struct remora **ret, const char *spec, struct remora_options *o, struct bench_env *b,
-		       struct err *e)
+static int region_open(struct remora **ret, const char *spec, struct remora_options *o,
+		       struct bench_env *b, struct err *e)
 {
 	struct remora_error why;
 
@@ -53,7 +54,8 @@ double bench_fault_near(struct bench_env *b, struct err *e)
 		return err_set(e, -ENOMEM, "no memory for the samples");
 	if (region_open(&r, "memory:16M", &o, b, e) < 0 || pull_all(r, e) < 0)
 		return e->code;
-	/* Everything stays in the near store, and nothing is mapped: each touch is a fault that needs no far store. */
+	/* Everything stays in the near store, and nothing is mapped: each touch is a fault that
+	 * needs no far store. */
 	if (madvise(remora_data(r), (size_t)FAULTS * PAGE_BYTES, MADV_DONTNEED) < 0)
 		return err_sys(e, -errno, "madvise");
 	bench_touch_random(remora_data(r), FAULTS, ns);

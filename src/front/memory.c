@@ -45,8 +45,8 @@
  *
  * Locking: none. open() may run in the fault thread, at the same time as anything else in the
  * loop thread but under the region's lock against shut() and drop() of the same pages; it uses
- * nothing here that changes, and neither does fill(), which any thread may run. `present` and `found` belong to the loop thread. The rest is fixed
- * before the fault thread starts.
+ * nothing here that changes, and neither does fill(), which any thread may run. `present` and
+ * `found` belong to the loop thread. The rest is fixed before the fault thread starts.
  */
 #include "front/memory.h"
 
@@ -222,7 +222,8 @@ static int memory_put(struct near *near, uint64_t off, const void *src, size_t l
 			continue;
 		}
 		err = install_run(m, run, src ? (const uint8_t *)src + at : NULL, len - at, &done);
-		bitmap_set_range(m->present, run.first, done); /* those the program may have written by now */
+		/* those the program may have written by now */
+		bitmap_set_range(m->present, run.first, done);
 		if (err)
 			return err;
 	}

@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The engine-independent part of the loop: steps, timers, posts, and the constructors of operations.
+ * The engine-independent part of the loop: steps, timers, posts, and the constructors of
+ * operations.
  *
- * Place: everything asynchronous runs on it. An op goes op_*() -> engine->submit() -> ... -> loop_complete() ->
- * loop->completed -> done(). An engine never calls done() itself, so no callback runs inside of another one.
+ * Place: everything asynchronous runs on it. An op goes op_*() -> engine->submit() -> ... ->
+ * loop_complete() -> loop->completed -> done(). An engine never calls done() itself, so no callback
+ * runs inside of another one.
  *
- * Invariants: an op with kind != OP_NONE is counted in loop->pending and is in exactly one place (op->where). A
- * step runs one batch: completions first (so that an op which made it is not beaten by its own time-out), due timers,
- * then posts. What callbacks add waits for the next step, which then does not sleep.
+ * Invariants: an op with kind != OP_NONE is counted in loop->pending and is in exactly one place
+ * (op->where). A step runs one batch: completions first (so that an op which made it is not beaten
+ * by its own time-out), due timers, then posts. What callbacks add waits for the next step, which
+ * then does not sleep.
  *
- * Locking: one thread runs the loop. Posts cross over under posts_lock. `sleeping` and `posts_ready` are a Dekker
- * pair: the loop says that it sleeps and then looks for posts, a poster adds and then looks for a sleeper; so one
- * of them sees the other, and a wake-up costs a system call only when the loop really sleeps.
+ * Locking: one thread runs the loop. Posts cross over under posts_lock. `sleeping` and
+ * `posts_ready` are a Dekker pair: the loop says that it sleeps and then looks for posts, a poster
+ * adds and then looks for a sleeper; so one of them sees the other, and a wake-up costs a system
+ * call only when the loop really sleeps.
  */
 #include "io/loop_int.h"
 
@@ -116,7 +120,8 @@ void loop_free(struct loop *loop)
 {
 	pool_close(loop->pool);
 	fdq_free_all(loop);
-	/* A poster may still be on its way out of loop_post(), behind a post that has run already. */
+	/* A poster may still be on its way out of loop_post(), behind a post that has run already.
+	 */
 	while (atomic_load(&loop->posters))
 		sched_yield();
 	pthread_mutex_destroy(&loop->posts_lock);
@@ -384,7 +389,8 @@ static void run_timers(struct loop *loop)
 	uint64_t seq_end = loop->timers.seq;
 	struct timer *timer;
 
-	/* One that a callback sets for a time in the past fires in the next step: a step always ends. */
+	/* One that a callback sets for a time in the past fires in the next step: a step always
+	 * ends. */
 	while ((timer = heap_take(&loop->timers, *loop->now, seq_end)))
 		timer->fire(timer);
 }

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The epoll engine: sockets are tried at once and waited for when they would block; files go to the pool.
+ * The epoll engine: sockets are tried at once and waited for when they would block; files go to the
+ * pool.
  *
  * Place: below loop.c; uses the queues of loop_fd.c.
  *
- * Readiness is edge-triggered: a descriptor is made known once, at its first wait, and from then on `readable` and
- * `writable` say whether a try is worth its system call. A short recv means that the socket was drained, so the
- * next one goes straight to the wait; what arrives later makes a new edge. So a message costs epoll_wait, recv, send.
- * EPOLLOUT is watched only while somebody waits for it: a unix socket makes such an edge each time the peer reads.
+ * Readiness is edge-triggered: a descriptor is made known once, at its first wait, and from then on
+ * `readable` and `writable` say whether a try is worth its system call. A short recv means that the
+ * socket was drained, so the next one goes straight to the wait; what arrives later makes a new
+ * edge. So a message costs epoll_wait, recv, send. EPOLLOUT is watched only while somebody waits
+ * for it: a unix socket makes such an edge each time the peer reads.
  *
- * Invariants: an op AT_FD is in a queue of its fdq; a head that is not being tried waits for an edge of an armed
- * descriptor (or for the retry timer). A stale event finds empty queues and does no harm.
+ * Invariants: an op AT_FD is in a queue of its fdq; a head that is not being tried waits for an
+ * edge of an armed descriptor (or for the retry timer). A stale event finds empty queues and does
+ * no harm.
  *
  * Locking: the loop's thread.
  */
@@ -72,7 +75,8 @@ static unsigned poll_wanted(const struct fdq *q)
 	return events;
 }
 
-/* Tells the kernel what is waited for. A regular file never gets here: poll(2) calls it ready at once. */
+/* Tells the kernel what is waited for. A regular file never gets here: poll(2) calls it ready at
+ * once. */
 static int fdq_arm(struct loop *loop, struct fdq *q, unsigned events)
 {
 	struct epoll_state *s = loop->state;
@@ -84,7 +88,8 @@ static int fdq_arm(struct loop *loop, struct fdq *q, unsigned events)
 		return 0;
 	ev.events = want;
 	if (epoll_ctl(s->fd, q->armed ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, q->fd, &ev) < 0) {
-		/* EEXIST: closed behind our back while a copy lives; the registration is as good as ours. */
+		/* EEXIST: closed behind our back while a copy lives; the registration is as good as
+		 * ours. */
 		if (errno != EEXIST || epoll_ctl(s->fd, EPOLL_CTL_MOD, q->fd, &ev) < 0)
 			return -errno;
 	}
@@ -135,7 +140,8 @@ static void pump(struct loop *loop, struct fdq *q, struct list *ops, bool *ready
 			*ready = false;
 			break;
 		}
-		/* Less than asked for: drained, or full. Not to be trusted once no edge can follow. */
+		/* Less than asked for: drained, or full. Not to be trusted once no edge can follow.
+		 */
 		if (res > 0 && (op->kind == OP_RECV || op->kind == OP_SEND) && (size_t)res < want &&
 		    !q->hup)
 			*ready = false;
@@ -151,7 +157,8 @@ static int poll_now(int fd, unsigned events)
 	return n < 0 ? -errno : p.revents & POLLNVAL ? -EBADF : p.revents;
 }
 
-/* An edge says that something has changed, not what is ready: that is asked once for all who wait. */
+/* An edge says that something has changed, not what is ready: that is asked once for all who wait.
+ */
 static void pump_polls(struct loop *loop, struct fdq *q)
 {
 	int got = list_empty(&q->polls) ? 0 : poll_now(q->fd, poll_wanted(q));

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Real descriptors, for both real engines: the queues of operations per descriptor, one system call on behalf of
- * the first of a queue, and what its result means for it.
+ * Real descriptors, for both real engines: the queues of operations per descriptor, one system call
+ * on behalf of the first of a queue, and what its result means for it.
  *
  * Place: engines call fd_try() (or let the kernel do the same), then fd_feed() with the result.
  *
- * Invariants: several ops may wait per descriptor and direction; only the first is worked on, so that streams stay
- * in order. A table of pages keeps the address of a struct fdq for the life of the loop.
+ * Invariants: several ops may wait per descriptor and direction; only the first is worked on, so
+ * that streams stay in order. A table of pages keeps the address of a struct fdq for the life of
+ * the loop.
  *
  * Locking: the loop's thread, but for file_call(), which touches its op alone.
  */
@@ -27,7 +28,8 @@
 #include "base/env.h"
 #include "io/sock.h"
 
-#define CONNECT_RETRY_NS (1 * NS_PER_MS) /* a unix listener whose backlog is full sends no event when it is not */
+/* a unix listener whose backlog is full sends no event when it is not */
+#define CONNECT_RETRY_NS (1 * NS_PER_MS)
 
 /* ---- the table ---- */
 
@@ -259,7 +261,8 @@ int real_socket(struct loop *loop, int domain)
 	return fd;
 }
 
-/* A socket file that a dead server left behind is in the way of its successor: nobody listens on it, so it goes. */
+/* A socket file that a dead server left behind is in the way of its successor: nobody listens on
+ * it, so it goes. */
 static int unlink_dead_socket(const struct sockaddr *addr, socklen_t len)
 {
 	const struct sockaddr_un *un = (const struct sockaddr_un *)addr;

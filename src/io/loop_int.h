@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inside of the loop: what loop.c, the engines and the pool share. Nothing outside of src/io includes it.
+ * The inside of the loop: what loop.c, the engines and the pool share. Nothing outside of src/io
+ * includes it.
  */
 #ifndef REMORA_IO_LOOP_INT_H
 #define REMORA_IO_LOOP_INT_H
@@ -35,13 +36,15 @@ struct engine {
 	const char *name;
 	int (*open)(struct loop *loop, const struct loop_options *options, struct err *e);
 	void (*close)(struct loop *loop);
-	/* The op is filled and counted; submit() makes sure that loop_complete() is called once, now or later. */
+	/* The op is filled and counted; submit() makes sure that loop_complete() is called once,
+	 * now or later. */
 	void (*submit)(struct loop *loop, struct op *op);
 	void (*cancel)(struct loop *loop, struct op *op); /* pending, and not AT_DONE */
 	int (*detach)(struct loop *loop); /* may be NULL */
 	/* A connect at the head of q->writes is due for another try. */
 	void (*retry)(struct loop *loop, struct fdq *q);
-	/* Real engines: collects events into loop->completed; waits when until_ns is in the future. */
+	/* Real engines: collects events into loop->completed; waits when until_ns is in the future.
+	 */
 	int (*wait)(struct loop *loop, uint64_t until_ns);
 	/* The simulation: all of a step, in place of wait(). */
 	int (*step)(struct loop *loop, uint64_t until_ns);
@@ -69,14 +72,18 @@ struct timer_heap {
 	uint64_t seq; /* of the next one that is set */
 };
 
-/* What a real loop knows of one descriptor. Only the first op of `reads` and of `writes` is being worked on. */
+/* What a real loop knows of one descriptor. Only the first op of `reads` and of `writes` is being
+ * worked on. */
 struct fdq {
 	int fd;
 	struct list reads, writes, polls; /* ops */
-	struct link retry;		  /* on loop->retries: a connect that must be tried again later */
-	unsigned armed;			  /* epoll: the events that the kernel was told to watch, 0 = unknown to it */
+	/* on loop->retries: a connect that must be tried again later */
+	struct link retry;
+	/* epoll: the events that the kernel was told to watch, 0 = unknown to it */
+	unsigned armed;
 	bool readable, writable;	  /* epoll: worth a try */
-	bool hup;			  /* epoll: the other side has ended; no further edge will tell */
+	/* epoll: the other side has ended; no further edge will tell */
+	bool hup;
 	bool nonblock;			  /* known to be O_NONBLOCK */
 };
 
@@ -149,7 +156,8 @@ void fdq_forget(struct loop *loop, int fd);
 void fdq_free_all(struct loop *loop);
 /* The system call for a stream op, without waiting: its result or -errno (-EAGAIN: must wait). */
 int fd_try(struct loop *loop, struct fdq *q, struct op *op);
-/* Takes a result; true when the op has ended (and is out of its queue), false when it wants another turn. */
+/* Takes a result; true when the op has ended (and is out of its queue), false when it wants another
+ * turn. */
 bool fd_feed(struct loop *loop, struct op *op, int res);
 bool op_is_write_side(const struct op *op);
 /* A file op, blocking: for the pool. */

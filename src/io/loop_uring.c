@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The io_uring engine: one system call per step submits what the callbacks asked for, waits, and brings what ended.
+ * The io_uring engine: one system call per step submits what the callbacks asked for, waits, and
+ * brings what ended.
  *
- * Place: below loop.c; uses the queues of loop_fd.c, so that ops on one descriptor stay in order (the kernel alone
- * would not keep it). Work that can only block goes to the pool; files are the kernel's.
+ * Place: below loop.c; uses the queues of loop_fd.c, so that ops on one descriptor stay in order
+ * (the kernel alone would not keep it). Work that can only block goes to the pool; files are the
+ * kernel's.
  *
- * A send is tried at once with a plain system call: it leaves before other callbacks run, and mostly succeeds. All
- * else is submitted with the wait.
+ * A send is tried at once with a plain system call: it leaves before other callbacks run, and
+ * mostly succeeds. All else is submitted with the wait.
  *
- * Invariants: an op with OPW_KERNEL has exactly one completion to come. An op that finds no room in the submission
- * ring waits on the backlog, first in, first out; so a full ring loses nothing. A full completion ring is
- * kept by the kernel (NODROP). The ring is bound to the thread that takes the first step; detach() takes all ops
- * back from the kernel, makes a new unbound ring and puts them there. A cancellation that nobody asked for (the
- * thread that submitted it has gone) means: again.
+ * Invariants: an op with OPW_KERNEL has exactly one completion to come. An op that finds no room in
+ * the submission ring waits on the backlog, first in, first out; so a full ring loses nothing. A
+ * full completion ring is kept by the kernel (NODROP). The ring is bound to the thread that takes
+ * the first step; detach() takes all ops back from the kernel, makes a new unbound ring and puts
+ * them there. A cancellation that nobody asked for (the thread that submitted it has gone) means:
+ * again.
  *
  * Locking: the loop's thread; the kernel's side is liburing's business.
  */
@@ -35,7 +38,8 @@ struct uring_state {
 	bool enabled; /* bound to the thread that runs the loop */
 	bool wake_armed;
 	size_t in_kernel;
-	struct list files;		/* file ops that the kernel has, or that are on the backlog */
+	/* file ops that the kernel has, or that are on the backlog */
+	struct list files;
 	struct op *backlog, **backlog_end; /* linked by op->engine */
 	bool detaching;
 };
@@ -169,7 +173,8 @@ static void prep_stream(struct io_uring_sqe *sqe, struct op *op)
 {
 	struct iovec *iov = op->msg.msg_iov;
 	bool one = op->msg.msg_iovlen == 1;
-	/* WAITALL: the kernel repeats by itself. Where it does not, the result is short and we do. */
+	/* WAITALL: the kernel repeats by itself. Where it does not, the result is short and we do.
+	 */
 	int flags = MSG_NOSIGNAL | (op->flags & STREAM_ALL ? MSG_WAITALL : 0);
 
 	if (op->kind == OP_SEND && one)
@@ -376,7 +381,8 @@ static void stream_done(struct loop *loop, struct op *op, int res)
 	} else if (op->engine_word & OPW_POLLING) {
 		/* Ready now: queue_start() tries it. */
 	} else if (res == -EAGAIN) {
-		op->engine_word |= OPW_POLLING; /* a kernel that does not wait for non-blocking sockets */
+		/* a kernel that does not wait for non-blocking sockets */
+		op->engine_word |= OPW_POLLING;
 		kernel_submit(loop, op);
 	} else if (!again(op, res)) {
 		fd_feed(loop, op, res);
@@ -468,7 +474,8 @@ static int uring_wait(struct loop *loop, uint64_t until_ns)
 		wake_arm(loop);
 	backlog_flush(loop);
 	loop->must_enter = false;
-	err = ring_wait(loop, s->backlog || !s->wake_armed ? 0 : until_ns); /* no room: make some, come back */
+	/* no room: make some, come back */
+	err = ring_wait(loop, s->backlog || !s->wake_armed ? 0 : until_ns);
 	reap(loop);
 	if (s->backlog || io_uring_sq_ready(&s->ring))
 		loop->must_enter = true;

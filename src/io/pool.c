@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Threads for calls that can only block: OP_WORK of any engine, and the file operations of the epoll engine.
+ * Threads for calls that can only block: OP_WORK of any engine, and the file operations of the
+ * epoll engine.
  *
- * Place: engines hand ops down with pool_submit(); results come back over one post to the loop, however many
- * have ended meanwhile.
+ * Place: engines hand ops down with pool_submit(); results come back over one post to the loop,
+ * however many have ended meanwhile.
  *
- * Invariants: an op is on `queue` (op->engine is the pool), in the hands of one thread, or on `ended`. Threads are
- * made when there is work and nobody idle, up to the maximum, and end with the pool.
+ * Invariants: an op is on `queue` (op->engine is the pool), in the hands of one thread, or on
+ * `ended`. Threads are made when there is work and nobody idle, up to the maximum, and end with the
+ * pool.
  *
  * Locking: `lock` guards everything here; an op in the hands of a thread is that thread's alone.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Threads for calls that can only block. A work's call() runs on a thread of the pool and touches only what the
- * caller set aside for it; its completion arrives on the loop like any op's.
+ * Threads for calls that can only block. A work's call() runs on a thread of the pool and touches
+ * only what the caller set aside for it; its completion arrives on the loop like any op's.
  */
 #ifndef REMORA_IO_POOL_H
 #define REMORA_IO_POOL_H
@@ -13,8 +13,8 @@ struct work {
 	int (*call)(struct work *work); /* >= 0 or -errno; on another thread */
 };
 
-/* In a simulation call() runs on the one thread, at a simulated time. Cancelling works only before it has
- * started. */
+/* In a simulation call() runs on the one thread, at a simulated time. Cancelling works only before
+ * it has started. */
 void pool_run(struct loop *loop, struct work *work);
 
 #endif

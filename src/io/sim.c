@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulated world: its clock, its events and the loops in it. One thread, no real time, no pointer or hash order
- * in any decision: the seed alone decides, so a seed replays a run.
+ * The simulated world: its clock, its events and the loops in it. One thread, no real time, no
+ * pointer or hash order in any decision: the seed alone decides, so a seed replays a run.
  *
  * Place: the third engine below loop.c. Network and storage are in sim_net.c and sim_disk.c.
  *
- * A step does one thing: it runs the callbacks of one loop that has some (which one of several, the seed says), or
- * else moves the clock to the next event: one of the world's, or a timer of a loop. No time passes
- * while callbacks run.
+ * A step does one thing: it runs the callbacks of one loop that has some (which one of several, the
+ * seed says), or else moves the clock to the next event: one of the world's, or a timer of a loop.
+ * No time passes while callbacks run.
  *
- * Invariants: the clock never goes back. Descriptors belong to the loop that made them; the lowest free number is
- * given out first, as a kernel does. After sim_crash() nothing in the world refers to the loop or to its ops.
+ * Invariants: the clock never goes back. Descriptors belong to the loop that made them; the lowest
+ * free number is given out first, as a kernel does. After sim_crash() nothing in the world refers
+ * to the loop or to its ops.
  *
  * Locking: none, one thread.
  */

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulated storage: files by name that survive a crash only as far as they were synced; and the works of the
- * pool, which take as long as a file operation.
+ * The simulated storage: files by name that survive a crash only as far as they were synced; and
+ * the works of the pool, which take as long as a file operation.
  *
- * A file has two contents: `data`, what a reader sees, and `safe`, what the medium is sure to have. Each sector
- * remembers the number of the write that changed it last (0 = as safe). A sync that succeeds makes safe
- * what was written before it was asked for. One that fails may leave sectors that no later sync makes safe, as Linux
- * does: only writing them again helps. A crash of the host that wrote decides for each unsafe sector whether it reached
- * the medium; a write that was under way counts as written, unsafe. Names are safe at once.
+ * A file has two contents: `data`, what a reader sees, and `safe`, what the medium is sure to have.
+ * Each sector remembers the number of the write that changed it last (0 = as safe). A sync that
+ * succeeds makes safe what was written before it was asked for. One that fails may leave sectors
+ * that no later sync makes safe, as Linux does: only writing them again helps. A crash of the host
+ * that wrote decides for each unsafe sector whether it reached the medium; a write that was under
+ * way counts as written, unsafe. Names are safe at once.
  *
- * An operation takes effect when it ends, not when it begins: so two that overlap in time end in any order.
+ * An operation takes effect when it ends, not when it begins: so two that overlap in time end in
+ * any order.
  *
- * Invariants: an op of the storage is in exactly one struct sim_io, on its loop's list, with its timer set.
+ * Invariants: an op of the storage is in exactly one struct sim_io, on its loop's list, with its
+ * timer set.
  */
 #include "io/sim_int.h"
 
@@ -69,7 +72,8 @@ static size_t sectors(uint64_t bytes)
 
 static void *grow(void *p, uint64_t from, uint64_t to)
 {
-	void *bigger = sim_alloc((size_t)to); /* zeros, and lazily: a sparse file costs what it holds */
+	/* zeros, and lazily: a sparse file costs what it holds */
+	void *bigger = sim_alloc((size_t)to);
 
 	if (p)
 		memcpy(bigger, p, (size_t)from);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inside of the simulated world: sim.c has clock, events and loops, sim_net.c the network, sim_disk.c the
- * files. Memory that runs out is a CHECK here: a simulation has nothing better to do.
+ * The inside of the simulated world: sim.c has clock, events and loops, sim_net.c the network,
+ * sim_disk.c the files. Memory that runs out is a CHECK here: a simulation has nothing better to
+ * do.
  */
 #ifndef REMORA_IO_SIM_INT_H
 #define REMORA_IO_SIM_INT_H

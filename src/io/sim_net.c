@@ -2,18 +2,19 @@
 /*
  * The simulated network: stream sockets between loops.
  *
- * A connection has two directions. What is sent is cut into segments; each gets its time of arrival when it is sent:
- * it leaves after what its host has sent before (bandwidth), takes a delay and perhaps a stall, and never overtakes
- * the segment before it. A direction holds a bounded number of bytes, under way or arrived and unread; beyond it a
- * send waits, as with a window. SYN, its answers, FIN and RST are segments too, so that they are as slow as data and as
- * stuck in a partition.
+ * A connection has two directions. What is sent is cut into segments; each gets its time of arrival
+ * when it is sent: it leaves after what its host has sent before (bandwidth), takes a delay and
+ * perhaps a stall, and never overtakes the segment before it. A direction holds a bounded number of
+ * bytes, under way or arrived and unread; beyond it a send waits, as with a window. SYN, its
+ * answers, FIN and RST are segments too, so that they are as slow as data and as stuck in a
+ * partition.
  *
- * States of a socket: fresh (no conn) -> connecting -> established -> err or eof -> closed. A conn lives as long
- * as one of its two sockets.
+ * States of a socket: fresh (no conn) -> connecting -> established -> err or eof -> closed. A conn
+ * lives as long as one of its two sockets.
  *
- * Invariants: dir->arrive is set exactly when the direction has a segment under way and is not held; a direction is
- * held from the moment when an arrival met a partition, until it heals. Ops wait in sock->reads and sock->writes, of
- * which the first is worked on.
+ * Invariants: dir->arrive is set exactly when the direction has a segment under way and is not
+ * held; a direction is held from the moment when an arrival met a partition, until it heals. Ops
+ * wait in sock->reads and sock->writes, of which the first is worked on.
  */
 #include "io/sim_int.h"
 
@@ -65,7 +66,8 @@ struct sim_conn {
 	struct sim *sim;
 	struct link link;
 	uint64_t id;
-	struct sim_sock *sock[2];   /* 0 connected, 1 was accepted; NULL = closed, or not there yet */
+	/* 0 connected, 1 was accepted; NULL = closed, or not there yet */
+	struct sim_sock *sock[2];
 	struct sim_loop *owner[2];  /* NULL = crashed, or not known yet */
 	struct dir dir[2];	    /* dir[i] is from side i */
 	struct sim_addr to;
@@ -214,7 +216,8 @@ static size_t cut_short(struct sim *sim, size_t n)
 	return 1 + (size_t)rng_below(&sim->rng, n - 1);
 }
 
-/* Copies between the op's buffers, from their current place on, and `flat`; fd_feed() moves the place. */
+/* Copies between the op's buffers, from their current place on, and `flat`; fd_feed() moves the
+ * place. */
 static void op_copy(const struct op *op, size_t at, unsigned char *flat, size_t n, bool to_op)
 {
 	const struct iovec *iov = op->msg.msg_iov;
@@ -542,7 +545,8 @@ static void listener_close(struct sim_listener *l, bool crash)
 		struct sim_sock *s = LIST_ENTRY(k, struct sim_sock, backlog);
 
 		if (!crash)
-			s->established = false; /* reset, as the kernel does with those that nobody accepted */
+			/* reset, as the kernel does with those that nobody accepted */
+			s->established = false;
 		sock_close(s, crash);
 	}
 	link_remove(&l->link);

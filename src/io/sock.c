@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Addresses of sockets as text, and the options that every socket gets. Set-up paths only. No state, no locking.
+ * Addresses of sockets as text, and the options that every socket gets. Set-up paths only. No
+ * state, no locking.
  *
- * A unix path that begins with '@' is abstract (a name without a file). TCP buffers are left to the kernel, which
- * grows them with the link; setting them would stop that.
+ * A unix path that begins with '@' is abstract (a name without a file). TCP buffers are left to the
+ * kernel, which grows them with the link; setting them would stop that.
  */
 #include "io/sock.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Addresses as text: "unix:PATH", "HOST:PORT", "[V6]:PORT". Names are looked up with getaddrinfo, which blocks: set-up
- * paths only.
+ * Addresses as text: "unix:PATH", "HOST:PORT", "[V6]:PORT". Names are looked up with getaddrinfo,
+ * which blocks: set-up paths only.
  */
 #ifndef REMORA_IO_SOCK_H
 #define REMORA_IO_SOCK_H
@@ -27,8 +27,8 @@ bool sock_is_local(const struct sock_addr *addr);
 #define SOCK_TEXT_MAX 160
 const char *sock_format(const struct sock_addr *addr, char *buf);
 
-/* TCP: no delay, keep-alive (buffers are the kernel's business, which grows them); unix: large buffers. Failures are
- * harmless and ignored. */
+/* TCP: no delay, keep-alive (buffers are the kernel's business, which grows them); unix: large
+ * buffers. Failures are harmless and ignored. */
 void sock_tune(int fd, int domain);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Timers: a binary heap ordered by (time, order of setting), so that equal times fire in the order in which they
- * were set, in every run alike.
+ * Timers: a binary heap ordered by (time, order of setting), so that equal times fire in the order
+ * in which they were set, in every run alike.
  *
  * Place: each loop has one; the simulated world has one more, for its own events.
  *

@@ -3,18 +3,19 @@
  * Installing apart: a thread of the pool copies pages into place while the loop receives the next
  * ones, since copying costs more than receiving.
  *
- *   pull_arrived ── apart_start: claim ──▶ queue ──▶ thread: fill ──▶ ended ──▶ apart_ended ──▶ pull_settle
- *        └── does not fit, or the queue is full: the loop installs it itself        └──▶ pull_stuck
+ *   apart_start: claim ──▶ queue ──▶ thread: fill ──▶ ended ──▶ slot_ended ──▶ pull_settle
+ *        └── does not fit, or the queue is full:                       └──▶ pull_stuck
+ *            the loop installs it itself
  *
  * Not where somebody waits, as waking the thread may take longer than the copy; not where pages of
  * ours or a mark are among them. The thread looks for more for a moment before it ends, because
  * waking it again takes as long as a copy or two.
  *
  * Invariants: a slot here has chunks that are all PULLING, and nobody but the thread touches its
- * buffer and its near pages; they are open, and may be written by the program, before the map says so:
- * therefore a write by request waits (request.c), and so does a look for writes that must miss none
- * (push.c). `running` is true from pool_run() until the thread has decided to end; one that has
- * decided so, and has not ended yet, is started again by its end.
+ * buffer and its near pages; they are open, and may be written by the program, before the map says
+ * so: therefore a write by request waits (request.c), and so does a look for writes that must miss
+ * none (push.c). `running` is true from pool_run() until the thread has decided to end; one that
+ * has decided so, and has not ended yet, is started again by its end.
  *
  * Locking: apart.lock for the queue; `slots` and `count` are the loop thread's.
  */
@@ -28,8 +29,8 @@ static bool fits(const struct region *r, const struct slot *slot)
 	uint64_t end = slot->first + slot->count;
 
 	if (!r->opt.install_apart || !r->near->ops->fill || r->apart.count == REGION_APART_MAX ||
-	    slot->req.ret_zero || slot->req.range.len < REGION_APART_MIN || slot->why == PULL_FAULT ||
-	    (slot->mark >= slot->first && slot->mark < end))
+	    slot->req.ret_zero || slot->req.range.len < REGION_APART_MIN ||
+	    slot->why == PULL_FAULT || (slot->mark >= slot->first && slot->mark < end))
 		return false;
 	for (uint64_t c = slot->first; c < end; c++)
 		if (map_state(m, c) != CHUNK_PULLING || map_byte(m, c) & CHUNK_FAULTED)
@@ -138,7 +139,8 @@ static void slot_ended(struct region *r, struct slot *slot)
 
 	r->apart.count--;
 	if (err)
-		r->near->ops->unclaim(r->near, range_between(pages.off + slot->filled, range_end(pages)));
+		r->near->ops->unclaim(r->near,
+				      range_between(pages.off + slot->filled, range_end(pages)));
 	if (r->aborting)
 		pull_failed(r, slot, 0);
 	else if (err)

@@ -62,10 +62,11 @@ struct near_ops {
 	int (*fail)(struct near *near, struct range r);
 	int (*heal)(struct near *near, struct range r);
 
-	/* put() in steps, so that a thread can do the long one; NULL = there is only put(). claim():
-	 * these whole pages, all absent, are going to be put, and nobody else touches them until they
-	 * are. fill(): any thread; *ret_done tells how many bytes are in, also when it fails; open and
-	 * heal as put() does. unclaim(): those that fill() did not do are absent again. */
+	/* put() in steps, so that a thread can do the long one; NULL = there is only put().
+	 * claim(): these whole pages, all absent, are going to be put, and nobody else touches them
+	 * until they are. fill(): any thread; *ret_done tells how many bytes are in, also when it
+	 * fails; open and heal as put() does. unclaim(): those that fill() did not do are absent
+	 * again. */
 	void (*claim)(struct near *near, struct range r);
 	int (*fill)(struct near *near, uint64_t off, const void *src, size_t len, size_t *ret_done);
 	void (*unclaim)(struct near *near, struct range r);

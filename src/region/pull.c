@@ -743,7 +743,8 @@ int pull_stale(struct region *r, struct range range)
 
 		if (!slot_overlaps(r, slot, range))
 			continue;
-		/* A part of it is visible: given back to the map, it can be dropped as anything else. */
+		/* A part of it is visible: given back to the map, it can be dropped as anything
+		 * else. */
 		if (slot->unknown)
 			slot->stale = true;
 		else

@@ -94,8 +94,8 @@ void region_pull(struct region *region, struct region_pull *pull);
 void region_pull_cancel(struct region *region, struct region_pull *pull);
 
 /* Local clean data of the range is dropped; pulls under way there are fetched again; unflushed data
- * is kept. -EAGAIN: a thread is just installing some of it, nothing was done; to be repeated when the
- * loop has gone on. */
+ * is kept. -EAGAIN: a thread is just installing some of it, nothing was done; to be repeated when
+ * the loop has gone on. */
 MUST_USE int region_invalidate(struct region *region, struct range r);
 
 enum region_advice { REGION_NORMAL, REGION_SEQUENTIAL, REGION_RANDOM, REGION_DONTNEED };

@@ -1,36 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * align: takes requests of any offset and length and makes of them what the next store accepts: aligned to a block,
- * no longer than its longest. Above this stage everything is allowed; below it nothing is left to be checked.
+ * align: takes requests of any offset and length and makes of them what the next store accepts:
+ * aligned to a block, no longer than its longest. Above this stage everything is allowed; below it
+ * nothing is left to be checked.
  *
- * A request becomes a job, the job is cut into pieces from its first byte to its last, the pieces are requests to
- * the next store, several in flight at once. Kinds of pieces:
+ * A request becomes a job, the job is cut into pieces from its first byte to its last, the pieces
+ * are requests to the next store, several in flight at once. Kinds of pieces:
  *
  *   direct   aligned READ, WRITE, ZERO, TRIM: the job's own buffer goes through
  *   pass     FLUSH, EXTENTS, PREFETCH: as they are; they have no alignment
- *   bounce   READ, unaligned: the blocks around it are read into the piece's buffer, the part asked for is copied
- *            out. Also several small READs or WRITEs, aligned and adjacent, that were waiting: one piece serves
- *            them all
- *   rmw      WRITE or ZERO of a part of one block: the block is read, changed, written. Others that want a part of
- *            the same block join it as long as its write has not begun: one cycle serves them all
+ *   bounce   READ, unaligned: the blocks around it are read into the piece's buffer, the part asked
+ *            for is copied out. Also several small READs or WRITEs, aligned and adjacent, that were waiting: one
+ *            piece serves them all
+ *   rmw      WRITE or ZERO of a part of one block: the block is read, changed, written. Others
+ *            that want a part of the same block join it as long as its write has not begun: one
+ *            cycle serves them all
  *
- *            TRIM is cut down to whole blocks. At the end of the resource the last block is as long as what is left.
+ *            TRIM is cut down to whole blocks. At the end of the resource the last block is as long
+ *            as what is left.
  *
- * Pieces that change data are in `changes`, oldest first. An rmw writes back bytes that it was not asked to touch,
- * as they were when it read them; nothing else may change them meanwhile. So
+ * Pieces that change data are in `changes`, oldest first. An rmw writes back bytes that it was not
+ * asked to touch, as they were when it read them; nothing else may change them meanwhile. So
  *
- *   two of `changes` stand against each other when they overlap and one of them is an rmw: the later waits.
+ *   two of `changes` stand against each other when they overlap and one of them is an rmw: the
+ *   later waits.
  *
  *   made ── none stands against it ─▶ sent ─▶ (rmw: read, then written) ─▶ done: out of
- *     └──── `blockers` do ─▶ waits ── the last of them done ──┘     `changes`, and those behind are told
+ *     └──── `blockers` do ─▶ waits ── the last of them done ──┘     `changes`, those behind are told
  *
- * Two plain writes to one place are the order stage's matter, not ours. READs wait for nothing: bytes that no
- * request in flight changes are the same before and after an rmw.
+ * Two plain writes to one place are the order stage's matter, not ours. READs wait for nothing:
+ * bytes that no request in flight changes are the same before and after an rmw.
  *
- * Invariants: a piece has 1..ALIGN_PARTS_MAX parts, each of one job; a job's `pending` is the number of parts that it
- * has in pieces; a job with `more` is in `hungry`. When `hungry` is not empty, no piece is free. Completions come
- * last: nothing of this stage is touched between the done() of a parent and the return to the loop but what pump()
- * finds.
+ * Invariants: a piece has 1..ALIGN_PARTS_MAX parts, each of one job; a job's `pending` is the
+ * number of parts that it has in pieces; a job with `more` is in `hungry`. When `hungry` is not
+ * empty, no piece is free. Completions come last: nothing of this stage is touched between the
+ * done() of a parent and the return to the loop but what pump() finds.
  *
  * Locking: none, everything runs on the loop's thread.
  */
@@ -507,7 +511,8 @@ static void waiting_pieces_fail(struct align *a)
 
 		p->blockers = 0;
 		p->sub->req.ret_why = NULL;
-		/* Its place in `changes` is gone, and those that waited behind it are in `failed` themselves. */
+		/* Its place in `changes` is gone, and those that waited behind it are in `failed`
+		 * themselves. */
 		piece_done(&p->sub->req, -ESHUTDOWN);
 	}
 }
@@ -597,7 +602,8 @@ int stage_align_open(struct store **ret, const struct store_open *how, struct sp
 	if (r)
 		goto out;
 	a->bounce_len = MAX((size_t)a->block, (size_t)ALIGN_BOUNCE_MIN);
-	/* Aligned for files that are read around the page cache; pages that are never used cost nothing. */
+	/* Aligned for files that are read around the page cache; pages that are never used cost
+	 * nothing. */
 	a->bounces = aligned_alloc(PAGE_BYTES, ALIGN_PIECES_MAX * a->bounce_len);
 	if (!a->bounces ||
 	    sub_pool_init(&a->pool, &a->store, ALIGN_PIECES_MAX, sizeof(struct piece),

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fault: makes the store behind it unreliable, by a seed, so that what stands before it can be tested: errors,
- * answers that come late, requests that hang until they are aborted, reads that fill only a part. Writes that are
- * acknowledged and lost are not its business.
+ * fault: makes the store behind it unreliable, by a seed, so that what stands before it can be
+ * tested: errors, answers that come late, requests that hang until they are aborted, reads that
+ * fill only a part. Writes that are acknowledged and lost are not its business.
  *
  *   start ─▶ fate ── hang ───────────────▶ held until abort: -ESHUTDOWN
  *              ├──── error, not done ────────────────────────────────┐
@@ -10,14 +10,15 @@
  *              ├──── short (READ) ─▶ sent ─▶ tail spoiled, the error ─┼─▶ (late) ─▶ done
  *              └──── none ─────────▶ sent ─▶ as it is ────────────────┘
  *
- * A request that fails may have been carried out or not: both happen in the world, so chance decides. The buffer of a
- * READ that fails is filled with 0xdb (a short one from a random byte on), so that whoever trusts it is found.
+ * A request that fails may have been carried out or not: both happen in the world, so chance
+ * decides. The buffer of a READ that fails is filled with 0xdb (a short one from a random byte on),
+ * so that whoever trusts it is found.
  *
- * Every chosen request draws the same number of random values, whatever its fate; with equal seed, options and
- * order of requests the fates are equal. Requests that are not chosen draw none.
+ * Every chosen request draws the same number of random values, whatever its fate; with equal seed,
+ * options and order of requests the fates are equal. Requests that are not chosen draw none.
  *
- * Invariants: a sub is with the next store, or in `late` with its timer set, or on its way to its parent; a held
- * request has no sub.
+ * Invariants: a sub is with the next store, or in `late` with its timer set, or on its way to its
+ * parent; a held request has no sub.
  *
  * Locking: none, everything runs on the loop's thread.
  */

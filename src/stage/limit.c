@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * limit: bounds what goes to the next store: bytes per second, requests per second, bytes in flight. Whatever is too
- * much waits here, in a queue where it can still be overtaken; further down it could not.
+ * limit: bounds what goes to the next store: bytes per second, requests per second, bytes in
+ * flight. Whatever is too much waits here, in a queue where it can still be overtaken; further down
+ * it could not.
  *
- * Two buckets (bytes; requests), each kept as one point in time, `full_ns`: when the bucket will be full again if
- * nothing more is taken (the "generic cell rate algorithm", ITU-T I.371, which has no tick and no drift). Taking n
- * moves that point n/rate into the future; n may be taken when that leaves the point at most `span_ns` (burst/rate)
- * ahead of now. A request longer than the burst goes when the bucket is full, and leaves a debt. So in any time t
- * at most rate * t + max(burst, longest request) bytes pass.
+ * Two buckets (bytes; requests), each kept as one point in time, `full_ns`: when the bucket will be
+ * full again if nothing more is taken (the "generic cell rate algorithm", ITU-T I.371, which has no
+ * tick and no drift). Taking n moves that point n/rate into the future; n may be taken when that
+ * leaves the point at most `span_ns` (burst/rate) ahead of now. A request longer than the burst
+ * goes when the bucket is full, and leaves a debt. So in any time t at most rate * t + max(burst,
+ * longest request) bytes pass.
  *
  *   READ WRITE                           cost their bytes, and one request
- *   FLUSH ZERO TRIM EXTENTS PREFETCH     cost one request (ZERO by writes of zeros is made above: it costs its bytes)
+ *   FLUSH ZERO TRIM EXTENTS PREFETCH     cost one request (ZERO by writes of zeros is made above:
+ *                                        it costs its bytes)
  *
- * Queue: REQ_URGENT before the rest, else first come first served; the head goes when both buckets and the
- * bytes in flight allow it, and nothing passes it meanwhile, so that a long request is not starved by short ones. A
- * single request longer than `inflight` goes alone.
+ * Queue: REQ_URGENT before the rest, else first come first served; the head goes when both buckets
+ * and the bytes in flight allow it, and nothing passes it meanwhile, so that a long request is not
+ * starved by short ones. A single request longer than `inflight` goes alone.
  *
- * Invariants: the queue is empty, or the timer is set, or something is in flight whose end will look at the queue.
+ * Invariants: the queue is empty, or the timer is set, or something is in flight whose end will
+ * look at the queue.
  *
  * Locking: none, everything runs on the loop's thread; the clock is the loop's.
  */
@@ -156,7 +160,8 @@ static void limit_fire(struct timer *timer)
 	limit_dispatch(CONTAINER_OF(timer, struct limit, timer));
 }
 
-/* The queue is ours and not the pool's: the pool would send as soon as it can. Nobody ever waits in it. */
+/* The queue is ours and not the pool's: the pool would send as soon as it can. Nobody ever waits in
+ * it. */
 static void limit_start(struct store *store, struct req *parent)
 {
 	(void)store;

@@ -1,30 +1,33 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * order: overlapping requests, of which at least one changes data, are carried out in the order in which they were
- * submitted; all others stay concurrent. Here, and nowhere else, is the answer to "two writes to one place are in
- * flight: which one wins?" (the later one).
+ * order: overlapping requests, of which at least one changes data, are carried out in the order in
+ * which they were submitted; all others stay concurrent. Here, and nowhere else, is the answer to
+ * "two writes to one place are in flight: which one wins?" (the later one).
  *
  * A request is one entry, from its start until its completion:
  *
- *   start ── no earlier entry stands against it ─────────▶ sent ── done ─▶ gone, and those behind it are told
+ *   start ── no earlier entry stands against it ─────────▶ sent ── done ─▶ gone, those behind it are told
  *      └──── `blockers` earlier entries do ──▶ waits ── the last of them done ──┘
  *
  *   READ EXTENTS        wait for earlier overlapping WRITE, ZERO, TRIM
  *   WRITE ZERO TRIM     wait for earlier overlapping requests of any of these kinds
- *   FLUSH               waits for nothing: it covers what had completed before it was submitted, and that is no entry
- *                       any more. Waiting for what is merely in flight would promise more than the contract does.
+ *   FLUSH               waits for nothing: it covers what had completed before it was submitted, and
+ *                       that is no entry any more. Waiting for what is merely in flight would promise more than the
+ *                       contract does.
  *   PREFETCH            waits for nothing: it changes nothing and returns nothing
  *
- * A failed request lets those behind it go on: order is promised, not a transaction. Whoever repeats a failed write
- * (the retry stage) must stand below this stage, not above it; then the repetition still holds its place.
+ * A failed request lets those behind it go on: order is promised, not a transaction. Whoever
+ * repeats a failed write (the retry stage) must stand below this stage, not above it; then the
+ * repetition still holds its place.
  *
- * The entries lie side by side in an array without holes and are looked through one by one: at most ORDER_REQS_MAX of
- * them, about a microsecond for each request when all are in use. Then further requests wait in a queue of this
- * stage's own, first come first served (the pool's queue sorts by urgency, and would let a later write overtake an
- * earlier one to the same place); an urgent request passes those before it with which it has no conflict.
+ * The entries lie side by side in an array without holes and are looked through one by one: at most
+ * ORDER_REQS_MAX of them, about a microsecond for each request when all are in use. Then further
+ * requests wait in a queue of this stage's own, first come first served (the pool's queue sorts by
+ * urgency, and would let a later write overtake an earlier one to the same place); an urgent
+ * request passes those before it with which it has no conflict.
  *
- * Invariants: when the queue is not empty, no entry is free. Blockers of an entry = earlier entries (lower seq)
- * that conflict with it; an entry is with the next store if and only if it has none.
+ * Invariants: when the queue is not empty, no entry is free. Blockers of an entry = earlier entries
+ * (lower seq) that conflict with it; an entry is with the next store if and only if it has none.
  *
  * Locking: none, everything runs on the loop's thread.
  */
@@ -193,7 +196,8 @@ static void order_pool_start(struct store *store, struct req *parent)
 	CHECK(false);
 }
 
-/* Those that wait have not been carried out. What waits for them waits too, so that nobody is left to be told. */
+/* Those that wait have not been carried out. What waits for them waits too, so that nobody is left
+ * to be told. */
 static void order_abort(struct store *store)
 {
 	struct order *o = order_of(store);

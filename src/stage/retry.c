@@ -1,28 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * retry: repeats requests that failed with an error that can pass, with growing pauses, until they succeed or the
- * time is over; the error of the last attempt is then the answer. It stands before a store whose far side comes and
- * goes.
+ * retry: repeats requests that failed with an error that can pass, with growing pauses, until they
+ * succeed or the time is over; the error of the last attempt is then the answer. It stands before a
+ * store whose far side comes and goes.
  *
  *   start ─▶ sent ── 0, or an error that cannot pass ─▶ done
  *             ▲  └── an error that can, time left ─▶ waits ──┐
  *             └──────────── pause over, or the store is back ┘
  *
- * The pauses: delay, 2 delay, 4 delay ... up to max, each shortened by up to a half at random, so that many clients
- * do not come back all at once. `for` counts from the request's submission; the last attempt begins when it ends.
- * An attempt that the next store never answers is not ended here: deadlines are the store's that talks to the far
- * side.
+ * The pauses: delay, 2 delay, 4 delay ... up to max, each shortened by up to a half at random, so
+ * that many clients do not come back all at once. `for` counts from the request's submission; the
+ * last attempt begins when it ends. An attempt that the next store never answers is not ended here:
+ * deadlines are the store's that talks to the far side.
  *
  * What is repeated:
  *   READ EXTENTS PREFETCH   always harmless
- *   WRITE ZERO TRIM         carry the same bytes to the same place: harmless as long as nothing newer has gone there
- *                           meanwhile. Keeping overlapping requests apart is the order stage's task (or the
- *                           client's); it stands above this one: "order|retry|...".
- *   FLUSH, and REQ_FUA      never after -EIO: a system that failed to make data durable may drop it and say 0 when
- *                           asked again. After the errors of a lost connection they are repeated; who needs to know
- *                           whether the same instance answered has ret_instance.
+ *   WRITE ZERO TRIM         carry the same bytes to the same place: harmless as long as nothing newer
+ *                           has gone there meanwhile. Keeping overlapping requests apart is the order stage's task
+ *                           (or the client's); it stands above this one: "order|retry|...".
+ *   FLUSH, and REQ_FUA      never after -EIO: a system that failed to make data durable
+ *                           may drop it and say 0 when asked again. After the errors of a lost connection they are repeated;
+ *                           who needs to know whether the same instance answered has ret_instance.
  *
- * Invariants: a sub is with the next store, or in `paused` with its timer set, or on its way to its parent.
+ * Invariants: a sub is with the next store, or in `paused` with its timer set, or on its way to its
+ * parent.
  *
  * Locking: none, everything runs on the loop's thread; clock and randomness are the loop's.
  */
@@ -193,8 +194,8 @@ static void retry_submit(struct store *store, struct req *req)
 	sub_pool_submit(&retry_of(store)->pool, req);
 }
 
-/* The far side is there again: nobody has to wait for the rest of his pause. By the timers, and not at once, because
- * the store below is in the middle of something. */
+/* The far side is there again: nobody has to wait for the rest of his pause. By the timers, and not
+ * at once, because the store below is in the middle of something. */
 static void retry_event(void *arg, struct store *next, enum store_event event)
 {
 	struct retry *t = arg;

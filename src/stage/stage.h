@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The stages: stores with a store below. Each is opened by its row in the table (store/table.c), from a spec; what its
- * options are is written there. */
+/* The stages: stores with a store below. Each is opened by its row in the table (store/table.c),
+ * from a spec; what its options are is written there. */
 #ifndef REMORA_STAGE_STAGE_H
 #define REMORA_STAGE_STAGE_H
 

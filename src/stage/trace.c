@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * trace: writes one line per completed request to a file, for people and for a later run that wants to know what
- * will be needed first. It changes nothing and delays nothing: lines go into a buffer in memory, and a full buffer
- * goes to the file while the next lines go into the other one. When both are full, lines are lost, counted, and the
- * count stands in the last line.
+ * trace: writes one line per completed request to a file, for people and for a later run that wants
+ * to know what will be needed first. It changes nothing and delays nothing: lines go into a buffer
+ * in memory, and a full buffer goes to the file while the next lines go into the other one. When
+ * both are full, lines are lost, counted, and the count stands in the last line.
  *
  *   # remora-trace 1
  *   # size=BYTES align=BYTES chunk=BYTES
@@ -12,16 +12,17 @@
  *   ...
  *   # end lines=N lost=N
  *
- * time_us: submission, in microseconds since the stage was opened; lines stand in the order of completion. flags:
- * letters out of f (durable), u (urgent), b (background), or "-". error: 0 or a negative errno. A file without the
- * last line was not closed.
+ * time_us: submission, in microseconds since the stage was opened; lines stand in the order of
+ * completion. flags: letters out of f (durable), u (urgent), b (background), or "-". error: 0 or a
+ * negative errno. A file without the last line was not closed.
  *
- * The file is written over only if it is empty or begins like a trace: a mistyped name must not cost a disk image.
+ * The file is written over only if it is empty or begins like a trace: a mistyped name must not
+ * cost a disk image.
  *
  *   buffer: filling ── half full, or the timer ──▶ being written ── all written ──▶ empty
  *
- * Invariants: at most one buffer is being written, buf[!fill]; `used` of it is not 0 then. After an error of the file
- * nothing is written any more and every line counts as lost.
+ * Invariants: at most one buffer is being written, buf[!fill]; `used` of it is not 0 then. After an
+ * error of the file nothing is written any more and every line counts as lost.
  *
  * Locking: none, everything runs on the loop's thread; the file is written by the loop's engine.
  */
@@ -85,7 +86,8 @@ static void file_write(struct trace *t)
 	op_write(t->store.loop, &t->op, t->fd, b->at + t->written, b->used - t->written, t->off);
 }
 
-/* Turns the buffers and begins to write, unless there is nothing or one is being written already. */
+/* Turns the buffers and begins to write, unless there is nothing or one is being written already.
+ */
 static void file_start(struct trace *t)
 {
 	if (op_pending(&t->op) || t->err || !t->buf[t->fill].used)
@@ -229,7 +231,8 @@ static void trace_free(struct trace *t)
 	sub_pool_done(&t->pool);
 }
 
-/* Closing: writes what is left, the last line behind it, and ends. Called again when a write is done. */
+/* Closing: writes what is left, the last line behind it, and ends. Called again when a write is
+ * done. */
 static void file_end(struct trace *t)
 {
 	struct log *log = &loop_env(t->store.loop)->log;

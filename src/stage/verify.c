@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verify: keeps a second store beside the next one and finds out when they differ. What changes data goes to both;
- * every READ is read from both and compared; the client gets the next store's answer, or -EILSEQ with the first
- * offset at which the two are not the same.
+ * verify: keeps a second store beside the next one and finds out when they differ. What changes
+ * data goes to both; every READ is read from both and compared; the client gets the next store's
+ * answer, or -EILSEQ with the first offset at which the two are not the same.
  *
  *   READ          both, compared byte by byte
  *   WRITE ZERO    both; 0 only when both have done it
  *   FLUSH         both (the second only if it has anything to flush)
  *   PREFETCH      the next store alone
- *   TRIM          done by doing nothing: what trimmed bytes read as is each store's own affair, and no difference
- *   EXTENTS       "all of it is data", so that whoever skips holes skips nothing here and everything is compared
+ *   TRIM          done by doing nothing: what trimmed bytes read as is each store's own affair, and
+ *                 no difference
+ *   EXTENTS       "all of it is data", so that whoever skips holes skips nothing here and everything
+ *                 is compared
  *
- * A READ that was in flight together with a change of the same bytes may see the old data in one store and the new
- * in the other, rightly. Such a READ is marked when either of the two starts; a difference in it is counted and not
- * reported. Two changes of the same bytes in flight together may end differently in the two stores, for good: a
- * client that does this needs the order stage in front. After a change that failed, the same holds for its bytes
- * until they are written again.
+ * A READ that was in flight together with a change of the same bytes may see the old data in one
+ * store and the new in the other, rightly. Such a READ is marked when either of the two starts; a
+ * difference in it is counted and not reported. Two changes of the same bytes in flight together
+ * may end differently in the two stores, for good: a client that does this needs the order stage in
+ * front. After a change that failed, the same holds for its bytes until they are written again.
  *
- * Invariants: every sub is in `active` from its start to its end and has one or two requests out (`out`).
+ * Invariants: every sub is in `active` from its start to its end and has one or two requests out
+ * (`out`).
  *
  * Locking: none, everything runs on the loop's thread.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The values of a spec's options: checked against a kind's usage before anything is opened, then read one by one by its
- * open function.
+ * The values of a spec's options: checked against a kind's usage before anything is opened, then
+ * read one by one by its open function.
  *
  * Invariant: what spec_check_options() has accepted, spec_get_*() of the same type accepts.
  *

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Specs: from text to a row of open stores. The grammar is in spec.h; this file splits the text into parts and options
- * (spec_parse), makes the errors that point at the character (spec_error), and opens the parts from the last to the
- * first (spec_open). The values of options are args.c's.
+ * Specs: from text to a row of open stores. The grammar is in spec.h; this file splits the text
+ * into parts and options (spec_parse), makes the errors that point at the character (spec_error),
+ * and opens the parts from the last to the first (spec_open). The values of options are args.c's.
  *
- * Invariants: every offset kept in a struct spec lies within its text, the end included. Nothing is opened before all
- * names, keys and values have been found good.
+ * Invariants: every offset kept in a struct spec lies within its text, the end included. Nothing is
+ * opened before all names, keys and values have been found good.
  *
  * Locking: none; set-up code on the loop's thread.
  */
@@ -55,7 +55,8 @@ static void excerpt_format(const char *text, size_t at, char *buf, size_t size)
 		from = at > EXCERPT_COLUMNS / 2 ? at - EXCERPT_COLUMNS / 2 : 0;
 		from = MIN(from, len - EXCERPT_COLUMNS);
 		to = from + EXCERPT_COLUMNS;
-		/* Not into a character, of which at most three bytes are tails; others are no text at all. */
+		/* Not into a character, of which at most three bytes are tails; others are no text
+		 * at all. */
 		for (int i = 0; i < 3 && from && is_utf8_tail(text[from]); i++)
 			from--;
 	}
@@ -93,7 +94,8 @@ int spec_error(const struct spec *spec, size_t at, struct err *e, const char *fm
 	return -EINVAL;
 }
 
-/* How many letters must be added, removed, changed or swapped to make b of a; more than 2 counts as 3. */
+/* How many letters must be added, removed, changed or swapped to make b of a; more than 2 counts as
+ * 3. */
 static unsigned edit_distance(const char *a, size_t a_len, const char *b)
 {
 	unsigned row[3][NAME_LEN_MAX + 1];
@@ -167,7 +169,8 @@ static size_t paren_end(const char *text, size_t at, size_t end)
 	return end;
 }
 
-/* Where the part that begins at `at` ends: at a '|' or at the end. Values in parentheses are skipped. */
+/* Where the part that begins at `at` ends: at a '|' or at the end. Values in parentheses are
+ * skipped. */
 static size_t part_end(const char *text, size_t at, size_t end)
 {
 	for (; at < end && text[at] != '|'; at++) {

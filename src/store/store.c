@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The one wrapper around every store: what goes into a store and what comes out of it passes here, so that the stores
- * contain no defensive code.
+ * The one wrapper around every store: what goes into a store and what comes out of it passes here,
+ * so that the stores contain no defensive code.
  *
  * Way of a request:
  *
@@ -9,15 +9,17 @@
  *       │── the store has it natively ── ops->submit ── req_done ───────┤
  *       └── emulated ── emul_start ── own requests ── emul_step ... end ┴─ req_complete ── done()
  *
- * A request is SUBMITTING until req_submit() is about to return; a completion that comes meanwhile makes it DEFERRED,
- * and done() follows from the loop. So done() never runs inside its own req_submit(), and a row of stores that all
- * answer at once does not grow the stack.
+ * A request is SUBMITTING until req_submit() is about to return; a completion that comes meanwhile
+ * makes it DEFERRED, and done() follows from the loop. So done() never runs inside its own
+ * req_submit(), and a row of stores that all answer at once does not grow the stack.
  *
- * Emulation uses requests of the store's own, struct store_emul, which go to the same store's ops->submit. They are
- * told by their done function, are not counted, and belong to a parent that is.
+ * Emulation uses requests of the store's own, struct store_emul, which go to the same store's
+ * ops->submit. They are told by their done function, are not counted, and belong to a parent that
+ * is.
  *
- * Invariants: pending = requests between req_submit() and their done(). A store is freed only when pending is 0 and
- * store_close() was called; that decision is taken in close_run(), from the loop, never below a callback.
+ * Invariants: pending = requests between req_submit() and their done(). A store is freed only when
+ * pending is 0 and store_close() was called; that decision is taken in close_run(), from the loop,
+ * never below a callback.
  *
  * Locking: none; everything here runs on the thread of the store's loop.
  */
@@ -146,7 +148,8 @@ static void req_deferred(struct post *post)
 	req_complete(req, req->err);
 }
 
-/* The store learned only from the request that it cannot do this (a file system without holes, say). */
+/* The store learned only from the request that it cannot do this (a file system without holes,
+ * say). */
 static bool emulate_late(struct req *req)
 {
 	struct store_info *info = &req->store->info;
@@ -283,7 +286,8 @@ static void emul_done(struct req *req, int err)
 			emul_end(e, 0);
 			return;
 		}
-		/* Another instance flushed than the one that took the data: the data may be gone. */
+		/* Another instance flushed than the one that took the data: the data may be gone.
+		 */
 		if (++e->tries == EMUL_TRIES_MAX) {
 			emul_end(e, -EIO);
 			return;
@@ -297,7 +301,8 @@ static void emul_done(struct req *req, int err)
 	if (!e->at)
 		e->instance = instance;
 	else if (instance != e->instance)
-		/* Pieces went to two instances: only a flush answered by both would do, and there is none. */
+		/* Pieces went to two instances: only a flush answered by both would do, and there
+		 * is none. */
 		e->instance = UINT64_MAX;
 	e->at += req->range.len;
 	if (e->at < e->parent->range.len) {
@@ -310,7 +315,8 @@ static void emul_done(struct req *req, int err)
 	}
 }
 
-/* EXTENTS, TRIM and PREFETCH end here; ZERO and FUA become requests of our own, when one is free. */
+/* EXTENTS, TRIM and PREFETCH end here; ZERO and FUA become requests of our own, when one is free.
+ */
 static void emul_start(struct store *store, struct req *parent)
 {
 	struct store_emul *e;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A stage's own requests to the store below it: a fixed pool, so that the data path allocates nothing, and a queue of
- * parents for when it is empty.
+ * A stage's own requests to the store below it: a fixed pool, so that the data path allocates
+ * nothing, and a queue of parents for when it is empty.
  *
- * Invariants: a sub is idle (in pool->idle) or with the stage; idle_count counts the former. A parent waits only while
- * no sub is idle, except inside pool_start_waiting(), which `starting` keeps from entering itself.
+ * Invariants: a sub is idle (in pool->idle) or with the stage; idle_count counts the former. A
+ * parent waits only while no sub is idle, except inside pool_start_waiting(), which `starting`
+ * keeps from entering itself.
  *
  * Locking: none; loop thread only.
  */
@@ -22,7 +23,8 @@ void req_queue(struct list *waiting, struct req *req)
 {
 	struct link *at = &waiting->head;
 
-	/* From the back, because most are of the least rank that is there; the urgent ones are few and at the front. */
+	/* From the back, because most are of the least rank that is there; the urgent ones are few
+	 * and at the front. */
 	if (req_rank(req) == 0) {
 		at = waiting->head.next;
 		while (at != &waiting->head && req_rank(LIST_ENTRY(at, struct req, link)) == 0)

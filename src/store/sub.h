@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A stage's own requests to the next store: a fixed pool of them, made when the stage opens. When all are in use the
- * parent waits in a queue, which is back-pressure; nothing is allocated in the data path.
+ * A stage's own requests to the next store: a fixed pool of them, made when the stage opens. When
+ * all are in use the parent waits in a queue, which is back-pressure; nothing is allocated in the
+ * data path.
  */
 #ifndef REMORA_STORE_SUB_H
 #define REMORA_STORE_SUB_H
@@ -43,14 +44,16 @@ void sub_pool_submit(struct sub_pool *pool, struct req *parent);
 /* Completes the parents that wait for a sub with err (abort). */
 void sub_pool_fail_waiting(struct sub_pool *pool, int err);
 
-/* NULL when the pool is empty. The sub's req is a copy of the parent's op, flags, range, data and extents. */
+/* NULL when the pool is empty. The sub's req is a copy of the parent's op, flags, range, data and
+ * extents. */
 struct sub *sub_get(struct sub_pool *pool, struct req *parent);
 void sub_put(struct sub *sub); /* may call start() for a waiting parent */
 
 /* Sends it to the stage's next store; done(req, err) as in struct req (req->user is the sub). */
 void sub_send(struct sub *sub, void (*done)(struct req *req, int err));
 
-/* Copies ret_* from the sub's request to the parent, puts the sub, completes the parent: the usual last step. */
+/* Copies ret_* from the sub's request to the parent, puts the sub, completes the parent: the usual
+ * last step. */
 void sub_finish(struct sub *sub, int err);
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Blocking calls on a store, for set-up code, tests and tools: each submits one request after the other and runs the
- * loop until it is done. Never from a callback.
+ * Blocking calls on a store, for set-up code, tests and tools: each submits one request after the
+ * other and runs the loop until it is done. Never from a callback.
  *
- * The request lives on the heap: when the loop itself breaks (or a simulation has nothing left to happen) nobody can
- * wait for it any longer, and it must outlive the caller.
+ * The request lives on the heap: when the loop itself breaks (or a simulation has nothing left to
+ * happen) nobody can wait for it any longer, and it must outlive the caller.
  *
  * Locking: none; the loop's thread, outside of the loop.
  */

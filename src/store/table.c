@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The table of back ends and stages: what may stand in a spec, in the order in which it is listed to people.
+ * The table of back ends and stages: what may stand in a spec, in the order in which it is listed
+ * to people.
  *
- * It names functions of the layers above this one, by symbol and never by include, so that the include direction holds;
- * it is a file of its own, so that a test which defines its own store_kinds[] links only what that names.
+ * It names functions of the layers above this one, by symbol and never by include, so that the
+ * include direction holds; it is a file of its own, so that a test which defines its own
+ * store_kinds[] links only what that names.
  */
 #include "store/spec.h"
 

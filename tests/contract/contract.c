@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The contract suite: every row of the table below (a back end, a stage in front of one, a stack) is held to the
- * contract in store/store.h, by the same tests. A new back end or stage gets a row, and nothing else.
+ * The contract suite: every row of the table below (a back end, a stage in front of one, a stack)
+ * is held to the contract in store/store.h, by the same tests. A new back end or stage gets a row,
+ * and nothing else.
  *
  *   contract epoll | io_uring | sim
  *
- * Each test opens its own loop and store. The truth is a model in memory (struct model), which knows what every byte
- * must be; requests in flight at the same time never overlap when one of them changes something, because the contract
- * leaves their order open.
+ * Each test opens its own loop and store. The truth is a model in memory (struct model), which
+ * knows what every byte must be; requests in flight at the same time never overlap when one of them
+ * changes something, because the contract leaves their order open.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -644,7 +645,8 @@ static void every_request_completes_once_on_abort(struct test_case *c)
 	assert_int_equal(loop_run_until(m->w.loop, &m->all, NEVER_NS), 0);
 	for (size_t i = 0; i < MANY; i++) {
 		assert_int_equal(m->r[i].done, 1);
-		if (m->r[i].err && !strstr(c->row->spec, "fault")) /* whose errors are as good a reason */
+		/* whose errors are as good a reason */
+		if (m->r[i].err && !strstr(c->row->spec, "fault"))
 			assert_int_equal(m->r[i].err, -ESHUTDOWN);
 	}
 	/* And after it nothing is carried out any more. */

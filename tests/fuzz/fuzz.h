@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every fuzz target has: the entry that libFuzzer (or replay.c) calls, and a statement that stays on. */
+/* What every fuzz target has: the entry that libFuzzer (or replay.c) calls, and a statement that
+ * stays on. */
 #ifndef TEST_FUZZ_H
 #define TEST_FUZZ_H
 

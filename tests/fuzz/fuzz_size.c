@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sizes, times, rates and numbers as text: any text is accepted with a value or refused with an error text. */
+/* Sizes, times, rates and numbers as text: any text is accepted with a value or refused with an
+ * error text. */
 #include "base/size.h"
 #include "fuzz.h"
 

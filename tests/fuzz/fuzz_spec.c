@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Specs: any text is split into parts that lie within it, or refused with an error that quotes it. Nothing is
- * opened. The table is the real one, so that the options of every kind are checked too.
+ * Specs: any text is split into parts that lie within it, or refused with an error that quotes it.
+ * Nothing is opened. The table is the real one, so that the options of every kind are checked too.
  */
 #include "store/spec.h"
 

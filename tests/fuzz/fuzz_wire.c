@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The decoders of the Remora protocol. The first byte says which one; the rest is what a stranger sent, in a block of
- * exactly its length, so that a read beyond it is found. What a decoder accepts is within the limits, and encodes
- * to the same bytes again.
+ * The decoders of the Remora protocol. The first byte says which one; the rest is what a stranger
+ * sent, in a block of exactly its length, so that a read beyond it is found. What a decoder accepts
+ * is within the limits, and encodes to the same bytes again.
  */
 #include "wire/remora.h"
 
@@ -67,7 +67,8 @@ static void try_refusal(const uint8_t *at, size_t len)
 	MUST(refusal.text_len <= WIRE_REFUSAL_TEXT_MAX &&
 	     refusal.text + refusal.text_len == at + len);
 	MUST(wire_code_errno(refusal.code) < 0 && wire_code_text(refusal.code));
-	/* A refusal of another version is read, not written; a text with a zero inside is no text of ours. */
+	/* A refusal of another version is read, not written; a text with a zero inside is no text
+	 * of ours. */
 	if (at[8] != WIRE_VERSION || at[9] || at[22] || at[23] ||
 	    memchr(refusal.text, 0, refusal.text_len))
 		return;
@@ -102,7 +103,8 @@ static void try_list(const uint8_t *at, size_t len)
 	free(again);
 }
 
-/* A WRITE's payload, or the reply to a READ: the runs lie in it, and what they cover is what was promised. */
+/* A WRITE's payload, or the reply to a READ: the runs lie in it, and what they cover is what was
+ * promised. */
 static void try_runs(const uint8_t *at, size_t len, size_t count, uint64_t covers, uint32_t payload)
 {
 	struct wire_run runs[WIRE_RUNS_MAX];
@@ -173,7 +175,8 @@ static void try_extent(const uint8_t *at, size_t len)
 	MUST(!memcmp(again, at, sizeof(again)));
 }
 
-/* The sender's side: what is found in any data can be put together again from the runs and the bytes that are sent. */
+/* The sender's side: what is found in any data can be put together again from the runs and the
+ * bytes that are sent. */
 static void try_runs_find(const uint8_t *at, size_t len)
 {
 	struct wire_run runs[WIRE_RUNS_MAX], decoded[WIRE_RUNS_MAX];

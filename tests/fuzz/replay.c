@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The main() of a fuzz target that is built without libFuzzer: gives it every file of the folders that are named,
- * in the order of their names. So whatever a fuzzer has found once is tested in every run, with any compiler.
+ * The main() of a fuzz target that is built without libFuzzer: gives it every file of the folders
+ * that are named, in the order of their names. So whatever a fuzzer has found once is tested in
+ * every run, with any compiler.
  */
 #include <dirent.h>
 

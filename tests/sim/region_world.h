@@ -246,7 +246,8 @@ static inline int pnear_fill(struct near *near, uint64_t off, const void *src, s
 		int err;
 
 		MUST(n->page[p].claimed && !n->page[p].present);
-		err = pnear_put(near, off + *ret_done, (const uint8_t *)src + *ret_done, PAGE_BYTES);
+		err = pnear_put(near, off + *ret_done, (const uint8_t *)src + *ret_done,
+				PAGE_BYTES);
 		if (err)
 			return err;
 		n->page[p].claimed = false;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A world for tests of stages: a loop whose clock is turned by hand, and a back end whose requests are carried out
- * and completed when the test says so, in an order drawn by a seed. A request changes bytes at one moment and
- * completes at a later one, so that whatever a stage leaves unordered really happens in every order.
+ * A world for tests of stages: a loop whose clock is turned by hand, and a back end whose requests
+ * are carried out and completed when the test says so, in an order drawn by a seed. A request
+ * changes bytes at one moment and completes at a later one, so that whatever a stage leaves
+ * unordered really happens in every order.
  *
- * Specs in these tests are opened with a table of their own (fake_kinds below); the back end is "fake:SIZE".
+ * Specs in these tests are opened with a table of their own (fake_kinds below); the back end is
+ * "fake:SIZE".
  */
 #ifndef TEST_FAKE_H
 #define TEST_FAKE_H

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the tests of the loop share: a loop of each engine, ops that are waited for, and the runner. */
+/* What the tests of the loop share: a loop of each engine, ops that are waited for, and the runner.
+ */
 #ifndef REMORA_TESTS_IO_FIX_H
 #define REMORA_TESTS_IO_FIX_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random requests through a row of stages onto the fake back end, against an array of bytes that says what must
- * come out. What a trimmed byte reads as is not known until it is written again.
+ * Random requests through a row of stages onto the fake back end, against an array of bytes that
+ * says what must come out. What a trimmed byte reads as is not known until it is written again.
  */
 #ifndef TEST_MODEL_H
 #define TEST_MODEL_H
@@ -176,7 +176,8 @@ __attribute__((unused)) static void model_step(struct model *m)
 	m->w.now_ns += rng_below(&m->w.rng, 200 * NS_PER_US);
 }
 
-/* `count` requests with equal seed, all of them answered at the end, every back end as the model says. */
+/* `count` requests with equal seed, all of them answered at the end, every back end as the model
+ * says. */
 __attribute__((unused)) static void model_run(const char *spec, enum model_rule rule, uint64_t seed,
 					      uint64_t count, uint64_t len_max, uint64_t granule)
 {
@@ -204,7 +205,8 @@ __attribute__((unused)) static void model_run(const char *spec, enum model_rule 
 	free(m);
 }
 
-/* Requests in flight when everything is aborted: each completes exactly once, and the row closes. */
+/* Requests in flight when everything is aborted: each completes exactly once, and the row closes.
+ */
 __attribute__((unused)) static void model_abort(const char *spec, uint64_t seed, uint64_t len_max,
 						uint64_t granule)
 {

@@ -208,7 +208,8 @@ static void after_a_failed_sync_the_file_is_another_instance(void **state)
 	failing = true;
 	assert_int_equal(store_flush(w->store), -EIO);
 	failing = false;
-	/* The kernel says 0 from here on, and what was written before may be gone: the writer can see it. */
+	/* The kernel says 0 from here on, and what was written before may be gone: the writer can
+	 * see it. */
 	assert_int_not_equal(w->store->info.instance, instance);
 	assert_int_equal(store_write(w->store, 0, "y", 1, REQ_FUA), 0);
 	w->store->ops->status(w->store, status, sizeof(status));

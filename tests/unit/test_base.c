@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The base layer: sizes and times as text, ranges, bitmaps, lists, histograms, randomness, errors, logs. */
+/* The base layer: sizes and times as text, ranges, bitmaps, lists, histograms, randomness, errors,
+ * logs. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Operations on sockets and files: the same tests for epoll, io_uring and the simulation. And addresses as text. */
+/* Operations on sockets and files: the same tests for epoll, io_uring and the simulation. And
+ * addresses as text. */
 #include "io_fix.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The loop itself: timers, posts and works on every engine; and what only real engines have: threads, polls, a change
- * of thread, a fallback.
+ * The loop itself: timers, posts and works on every engine; and what only real engines have:
+ * threads, polls, a change of thread, a fallback.
  */
 #include "io_fix.h"
 
@@ -46,7 +46,8 @@ static void tick_fire(struct timer *timer)
 	if (t->clears)
 		timer_clear(t->f->loop, t->clears);
 	if (t->sets)
-		timer_set(t->f->loop, t->sets, loop_now(t->f->loop)); /* due at once: in the next step */
+		/* due at once: in the next step */
+		timer_set(t->f->loop, t->sets, loop_now(t->f->loop));
 }
 
 static void post_run(struct post *post)
@@ -65,7 +66,8 @@ static void timers_fire_in_order_and_may_set_and_clear_each_other(void **state)
 		t[i] = (struct tick){ .timer.fire = tick_fire, .f = f, .id = i, .log = log };
 	timer_set(f->loop, &t[4].timer, now + 3000);
 	timer_set(f->loop, &t[0].timer, now + 2000);
-	timer_set(f->loop, &t[1].timer, now + 2000); /* equal: in the order in which they were set */
+	/* equal: in the order in which they were set */
+	timer_set(f->loop, &t[1].timer, now + 2000);
 	timer_set(f->loop, &t[2].timer, now + 2000);
 	timer_set(f->loop, &t[3].timer, now + 1000);
 	timer_set(f->loop, &t[3].timer, now + 2500); /* moved */
@@ -458,7 +460,8 @@ static void a_dead_servers_socket_is_replaced_and_a_live_ones_is_not(void **stat
 	assert_true(fd >= 0);
 	loop_close_fd(f->loop, fd);
 	unlink(text + 5);
-	file = open(text + 5, O_CREAT | O_RDWR | O_CLOEXEC, 0600); /* somebody's file is never removed */
+	/* somebody's file is never removed */
+	file = open(text + 5, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
 	assert_int_equal(loop_listen(f->loop, (struct sockaddr *)&addr.ss, addr.len, 1),
 			 -EADDRINUSE);
 	close(file);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The simulated world by itself: arithmetic of the network, what a crash leaves on the disk, replay by seed. */
+/* The simulated world by itself: arithmetic of the network, what a crash leaves on the disk, replay
+ * by seed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -537,7 +538,8 @@ static void a_sync_covers_only_what_was_written_before_it(void **state)
 		op_write(loop, wait_op(&w, sim), fd, buf, sizeof(buf), 0);
 		finish(sim, &w);
 		assert_false(s.done);
-		/* A sync may carry along what it need not: it is never promised, but never undone either. */
+		/* A sync may carry along what it need not: it is never promised, but never undone
+		 * either. */
 		sim_crash(sim, loop);
 		assert_int_equal(sim_file_peek(sim, "disk", 0, buf, sizeof(buf)), 0);
 		lost += buf[0] == 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The grammar of specs, its error texts, and what spec_open() makes of a row. The kinds are the test's own. */
+/* The grammar of specs, its error texts, and what spec_open() makes of a row. The kinds are the
+ * test's own. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,7 +41,8 @@ static void fake_close(struct store *store)
 
 static const struct store_ops fake_ops = { .name = "fake", .submit = fake_submit, .close = fake_close };
 
-/* The way from an open function to its test, as there is no other without statics: the callbacks' argument. */
+/* The way from an open function to its test, as there is no other without statics: the callbacks'
+ * argument. */
 static int fake_open(struct store **ret, const struct store_open *how, struct spec_args *args,
 		     struct store *next)
 {
@@ -233,7 +235,8 @@ static void the_mark_counts_characters_and_long_specs_are_cut(void **state)
 	(void)state;
 	assert_int_equal(spec_open(&store, "\xc3\xa4\xc3\xb6|memory:1?x", &how, &e), -EINVAL);
 	assert_int_equal(spec_open(&store, "memory:\xc3\xa4\xc3\xb6?x", &how, &e), -EINVAL);
-	assert_non_null(strstr(e.text, "\n             ^")); /* 2 + 11: two letters of two bytes each */
+	/* 2 + 11: two letters of two bytes each */
+	assert_non_null(strstr(e.text, "\n             ^"));
 	assert_int_equal(spec_open(&store, "a\nb|memory:1", &how, &e), -EINVAL);
 	assert_non_null(strstr(e.text, "\n  a?b|memory:1\n  ^"));
 	memset(text, 'a', sizeof(text));

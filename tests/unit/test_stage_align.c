@@ -203,7 +203,8 @@ static void test_one_failed_piece_fails_the_request_with_its_text(void **state)
 	drain(&w);
 	assert_int_equal(-EIO, one.err);
 	assert_int_equal(REQ_READ,
-			 w.fake[0]->seen[w.fake[0]->seen_count - 1].op); /* nothing written on top */
+			 /* nothing written on top */
+			 w.fake[0]->seen[w.fake[0]->seen_count - 1].op);
 	world_done(&w);
 }
 

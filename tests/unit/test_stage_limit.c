@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The limit stage: what passes in a time is bounded, whatever is asked for; all on a clock turned by hand. */
+/* The limit stage: what passes in a time is bounded, whatever is asked for; all on a clock turned
+ * by hand. */
 #define TEST_FAKE_KINDS										\
 	{ "limit", false, "limit:[rate=RATE][,burst=SIZE][,iops=N][,inflight=SIZE]", stage_limit_open },
 #include "model.h"
@@ -158,7 +159,8 @@ static void test_bytes_in_flight_are_bounded(void **state)
 	assert_int_equal(1, w.fake[0]->count);
 	fake_end(w.fake[0], 0);
 	assert_int_equal(2,
-			 w.fake[0]->count); /* longer than the bound: alone; a flush weighs nothing */
+			 /* longer than the bound: alone; a flush weighs nothing */
+			 w.fake[0]->count);
 	run(&w, 0, 1);
 	assert_int_equal(1, big.completions);
 	assert_int_equal(1, flush.completions);

@@ -44,7 +44,8 @@ static void test_requests_that_do_not_overlap_are_concurrent(void **state)
 	for (size_t i = 0; i < 64; i++)
 		one_submit(&w, &one[i], REQ_READ, 0, 1024, buf + i * 1024, 0);
 	assert_int_equal(64,
-			 w.fake[0]->count); /* neither do reads of one place stand against each other */
+			 /* neither do reads of one place stand against each other */
+			 w.fake[0]->count);
 	drain(&w);
 	world_done(&w);
 }
@@ -114,7 +115,8 @@ static void test_a_failed_write_lets_the_next_one_go_on(void **state)
 	world_done(&w);
 }
 
-/* More requests than places; of each pair to one place the later must win, however urgent the one or the other is. */
+/* More requests than places; of each pair to one place the later must win, however urgent the one
+ * or the other is. */
 static void test_order_holds_when_all_places_are_taken(void **state)
 {
 	struct world w;

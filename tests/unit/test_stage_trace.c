@@ -96,7 +96,8 @@ static void test_a_line_says_what_was_asked_when_and_how_long_it_took(void **sta
 	free(text);
 }
 
-/* The loop does not run, so that the file cannot keep up: the data path goes on, and nothing is lost without a word. */
+/* The loop does not run, so that the file cannot keep up: the data path goes on, and nothing is
+ * lost without a word. */
 static void test_lines_beyond_the_buffers_are_counted_as_lost(void **state)
 {
 	struct dir *d = *state;

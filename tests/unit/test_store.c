@@ -289,7 +289,8 @@ static void a_completion_within_submit_is_deferred(void **state)
 	world_close(&w);
 }
 
-/* done() submits the same request again, 20000 times: no recursion, and a done request may be used at once. */
+/* done() submits the same request again, 20000 times: no recursion, and a done request may be used
+ * at once. */
 struct again {
 	struct req req;
 	unsigned left;

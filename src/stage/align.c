@@ -10,8 +10,8 @@
  *   direct   aligned READ, WRITE, ZERO, TRIM: the job's own buffer goes through
  *   pass     FLUSH, EXTENTS, PREFETCH: as they are; they have no alignment
  *   bounce   READ, unaligned: the blocks around it are read into the piece's buffer, the part asked
- *            for is copied out. Also several small READs or WRITEs, aligned and adjacent, that were waiting: one
- *            piece serves them all
+ *            for is copied out. Also several small READs or WRITEs, aligned and adjacent,
+ *            that were waiting: one piece serves them all
  *   rmw      WRITE or ZERO of a part of one block: the block is read, changed, written. Others
  *            that want a part of the same block join it as long as its write has not begun: one
  *            cycle serves them all
@@ -26,7 +26,7 @@
  *   later waits.
  *
  *   made ── none stands against it ─▶ sent ─▶ (rmw: read, then written) ─▶ done: out of
- *     └──── `blockers` do ─▶ waits ── the last of them done ──┘     `changes`, those behind are told
+ *     └── `blockers` do ─▶ waits ── the last of them done ──┘   `changes`, those behind are told
  *
  * Two plain writes to one place are the order stage's matter, not ours. READs wait for nothing:
  * bytes that no request in flight changes are the same before and after an rmw.

@@ -6,14 +6,14 @@
  *
  * A request is one entry, from its start until its completion:
  *
- *   start ── no earlier entry stands against it ─────────▶ sent ── done ─▶ gone, those behind it are told
- *      └──── `blockers` earlier entries do ──▶ waits ── the last of them done ──┘
+ *   start ── no earlier entry stands against it ───▶ sent ── done ─▶ gone, those behind it are told
+ *      └── `blockers` of them do ──▶ waits ── the last of them done ──┘
  *
  *   READ EXTENTS        wait for earlier overlapping WRITE, ZERO, TRIM
  *   WRITE ZERO TRIM     wait for earlier overlapping requests of any of these kinds
- *   FLUSH               waits for nothing: it covers what had completed before it was submitted, and
- *                       that is no entry any more. Waiting for what is merely in flight would promise more than the
- *                       contract does.
+ *   FLUSH               waits for nothing: it covers what had completed before it was submitted,
+ *                       and that is no entry any more. Waiting for what is merely in flight
+ *                       would promise more than the contract does.
  *   PREFETCH            waits for nothing: it changes nothing and returns nothing
  *
  * A failed request lets those behind it go on: order is promised, not a transaction. Whoever

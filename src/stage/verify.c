@@ -10,8 +10,8 @@
  *   PREFETCH      the next store alone
  *   TRIM          done by doing nothing: what trimmed bytes read as is each store's own affair, and
  *                 no difference
- *   EXTENTS       "all of it is data", so that whoever skips holes skips nothing here and everything
- *                 is compared
+ *   EXTENTS       "all of it is data", so that whoever skips holes skips nothing here and
+ *                 everything is compared
  *
  * A READ that was in flight together with a change of the same bytes may see the old data in one
  * store and the new in the other, rightly. Such a READ is marked when either of the two starts; a

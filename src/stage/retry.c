@@ -17,10 +17,12 @@
  *   READ EXTENTS PREFETCH   always harmless
  *   WRITE ZERO TRIM         carry the same bytes to the same place: harmless as long as nothing
  *                           newer has gone there meanwhile. Keeping overlapping requests apart
- *                           is the order stage's task (or the client's); it stands above this one: "order|retry|...".
+ *                           is the order stage's task (or the client's); it stands above this
+ *                           one: "order|retry|...".
  *   FLUSH, and REQ_FUA      never after -EIO: a system that failed to make data durable may
  *                           drop it and say 0 when asked again. After the errors of a lost
- *                           connection they are repeated; who needs to know whether the same instance answered has ret_instance.
+ *                           connection they are repeated; who needs to know whether the same
+ *                           instance answered has ret_instance.
  *
  * Invariants: a sub is with the next store, or in `paused` with its timer set, or on its way to its
  * parent.

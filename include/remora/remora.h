@@ -210,6 +210,9 @@ REMORA_API REMORA_MUST_USE int remora_store_read(struct remora_store *s, uint64_
 						 size_t len);
 REMORA_API REMORA_MUST_USE int remora_store_write(struct remora_store *s, uint64_t off,
 						  const void *buf, size_t len);
+/* 0: every write that had returned before is as durable as the far side can make it. -EIO: some may
+ * be gone, because the far side was restarted since or failed to make them durable: write them
+ * again. */
 REMORA_API REMORA_MUST_USE int remora_store_flush(struct remora_store *s);
 REMORA_API void remora_store_close(struct remora_store *s);
 

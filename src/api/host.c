@@ -253,9 +253,10 @@ static void piece_run(struct post *post)
 }
 
 int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off, void *buf,
-		 size_t len)
+		 size_t len, uint64_t *ret_instance)
 {
 	uint64_t piece_len = store->info.len_max; /* fixed since it was opened */
+	uint64_t instance = 0;
 	struct piece piece[PIECES_MAX];
 	size_t at = 0;
 	int err = 0;
@@ -281,8 +282,12 @@ int host_request(struct host *host, struct store *store, enum req_op op, uint64_
 			int one = host_wait(host, &piece[i].wait);
 
 			err = err ? err : one;
+			if (piece[i].req.ret_instance != instance)
+				instance = instance ? INSTANCE_MIXED : piece[i].req.ret_instance;
 		}
 	} while (at < len && !err);
+	if (ret_instance)
+		*ret_instance = instance;
 	return err;
 }
 

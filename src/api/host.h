@@ -54,10 +54,13 @@ void host_close(struct host *host);
  */
 MUST_USE int host_may_wait(const struct host *host);
 
-/* Any thread: makes requests out of READ or WRITE of any length, of FLUSH one, and waits for them.
+/*
+ * Any thread: makes requests out of READ or WRITE of any length, of FLUSH one, and waits for them.
+ * *ret_instance (may be NULL) is the instance that answered; INSTANCE_MIXED when several did.
  */
+#define INSTANCE_MIXED UINT64_MAX
 MUST_USE int host_request(struct host *host, struct store *store, enum req_op op, uint64_t off,
-			  void *buf, size_t len);
+			  void *buf, size_t len, uint64_t *ret_instance);
 
 /* What remora_open() and remora_store_open() ask of spec_open(). */
 struct store_open host_store_open(struct host *host, struct range first);

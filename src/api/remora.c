@@ -339,7 +339,7 @@ int remora_flush(struct remora *r)
 		return err < 0 ? err : -EINVAL;
 	if (o->read_only || o->private_copy)
 		return 0;
-	return host_request(&r->host, region_store(r->region), REQ_FLUSH, 0, NULL, 0);
+	return host_request(&r->host, region_store(r->region), REQ_FLUSH, 0, NULL, 0, NULL);
 }
 
 int remora_pull(struct remora *r, uint64_t off, uint64_t len, int priority, unsigned flags)

@@ -4,9 +4,9 @@
  * tests in bash speak to it. It uses the public API alone. Each line is answered by one line: "ok"
  * and what was asked for, or "error" and why. An access that raises SIGBUS answers "sigbus".
  *
- *   open SPEC [KEY=VALUE]...   options: see open_option(); answers the size, and how many ms it
- * took same OFF LEN FILE [AT]     compares memory with a file (from its byte AT, default OFF) fill
- * OFF LEN SEED [MODEL]  writes bytes made from the seed into memory, and into a file, the model
+ *   open SPEC [KEY=VALUE]...   options: see open_option(); answers the size, and the ms it took
+ *   same OFF LEN FILE [AT]     compares memory with a file (from its byte AT, default OFF)
+ *   fill OFF LEN SEED [MODEL]  writes bytes made from the seed into memory, and into a file
  *   scatter COUNT THREADS SEED MODEL   random writes by several threads, and the same in the model
  *   zeros OFF LEN              counts the bytes that are zero
  *   write OFF LEN FILE         write(2) from the memory into a file or pipe
@@ -14,6 +14,9 @@
  *   pull OFF LEN | invalidate OFF LEN | flush | close | discard
  *   status [KEY]               one of the numbers of struct remora_status, or all
  *   wait KEY VALUE             until that number of the status is VALUE
+ *   direct SPEC                opens a store, without a region
+ *   dwrite OFF LEN SEED        writes bytes made from the seed directly
+ *   dflush                     flushes it; the store stays open until the end
  *   rss                        resident bytes of the process; "uncounted" with sanitizers, whose
  *                              shadow is resident, too
  *   allocs                     calls of malloc and its kin so far, by all threads; "uncounted" with
@@ -88,6 +91,7 @@ struct mapper {
 	struct remora *r;
 	uint8_t *data;
 	uint64_t size;
+	struct remora_store *direct;
 };
 
 static sigjmp_buf on_sigbus;
@@ -380,6 +384,35 @@ static void do_flush(struct mapper *m, int argc, char **argv)
 	do_result(remora_flush(m->r));
 }
 
+static void do_direct(struct mapper *m, int argc, char **argv)
+{
+	struct remora_error e = { 0 };
+
+	(void)argc;
+	if (remora_store_open(&m->direct, argv[1], NULL, &e) < 0)
+		printf("error %d %s\n", e.code, e.text);
+	else
+		printf("ok\n");
+}
+
+static void do_dwrite(struct mapper *m, int argc, char **argv)
+{
+	uint64_t off = number(argv[1]), len = number(argv[2]), seed = number(argv[3]);
+	uint8_t *buf = malloc(len);
+
+	(void)argc;
+	for (uint64_t i = 0; i < len; i++)
+		buf[i] = seeded(seed, off + i);
+	do_result(remora_store_write(m->direct, off, buf, len));
+	free(buf);
+}
+
+static void do_dflush(struct mapper *m, int argc, char **argv)
+{
+	(void)argc, (void)argv;
+	do_result(remora_store_flush(m->direct));
+}
+
 static void do_close(struct mapper *m, int argc, char **argv)
 {
 	struct remora *r = m->r;
@@ -512,6 +545,8 @@ static const struct command commands[] = {
 	{ "flush", 0, true, do_flush },	    { "invalidate", 2, true, do_invalidate },
 	{ "close", 0, true, do_close },	    { "discard", 0, true, do_discard },
 	{ "status", 0, true, do_status },   { "wait", 2, true, do_wait },
+	{ "direct", 1, false, do_direct },  { "dwrite", 3, false, do_dwrite },
+	{ "dflush", 0, false, do_dflush },
 	{ "rss", 0, false, do_rss },	    { "allocs", 0, false, do_allocs },
 	{ 0 },
 };

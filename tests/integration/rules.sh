@@ -100,6 +100,21 @@ case_rule_4_an_instance_that_forgot_makes_flush_push_again_or_fail() {
 	fi
 }
 
+case_rule_4_a_direct_write_that_a_restart_forgot_makes_its_flush_fail() {
+	serve s mem=memory:4M
+	mapper m
+	asks m "direct $(at s mem)" "ok"
+	asks m "dwrite 4096 100000 5" "ok"
+	asks m "dflush" "ok"
+	asks m "dwrite 4096 100000 6" "ok"
+	stop s KILL
+	serve s mem=memory:4M
+	ask m "dflush" >answer
+	grep -q '^error -5 ' answer
+	asks m "dwrite 4096 100000 6" "ok"
+	asks m "dflush" "ok"
+}
+
 case_rule_5_an_old_write_never_lands_on_a_new_one() {
 	truncate -s 4M data
 	cp data model

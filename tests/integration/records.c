@@ -2,11 +2,12 @@
 /*
  * Looks at what examples/sort.c did, for tests/integration/examples.sh.
  *
- *   records FILE         "sorted" or "unsorted", and a number that any order of the same records gives
- *   records --peak CMD   runs a command; its exit status, and the most bytes that were resident in it
+ *   records FILE         "sorted" or "unsorted", and a number that any order of the same records
+ *                        gives
+ *   records --peak CMD   runs a command; its exit status, and the most bytes that it had resident
  *
- * Records are 64 bytes, in the order of memcmp(). The number is the sum of a hash of each record, so
- * that a record that is there twice, or not at all, changes it. Locking: none.
+ * Records are 64 bytes, in the order of memcmp(). The number is the sum of a hash of each record,
+ * so that a record that is there twice, or not at all, changes it. Locking: none.
  */
 #include <stdint.h>
 #include <stdio.h>

@@ -170,6 +170,7 @@ static void conn_stopped(struct stream *s)
 	struct rconn *c = CONTAINER_OF(s, struct rconn, stream);
 
 	CHECK(c->state == RCONN_STOPPING);
+	rplace_close(c);
 	c->m->counts.bytes_received += s->received_bytes;
 	c->m->counts.bytes_sent += s->sent_bytes;
 	rconn_down(c);
@@ -193,6 +194,11 @@ static void rconn_welcomed(struct rconn *c, const struct wire_welcome *w)
 	struct remora *m = c->m;
 	uint64_t restarts = m->counts.restarts;
 
+	if (w->caps & WIRE_CAP_SHARED && rplace_open(c)) {
+		m->no_sharing = true; /* the next try does without */
+		rconn_drop(c, -EPROTO, "the memory that the server shares cannot be used");
+		return;
+	}
 	if (remora_welcome(m, c, w)) {
 		remora_fail(m, -ESTALE, "%s", m->why);
 		return;
@@ -286,13 +292,14 @@ static void conn_ready(struct stream *s)
 static void rconn_hello(struct rconn *c)
 {
 	struct remora *m = c->m;
+	uint32_t shared = c->shm_asked ? WIRE_HELLO_SHARED : 0;
 	struct wire_hello hello = {
 		.version_min = WIRE_VERSION,
 		.version_max = WIRE_VERSION,
 		.index = (uint16_t)c->index,
 		.conns = (uint16_t)m->conn_count,
 		.attempt = ++c->attempt,
-		.flags = m->read_only ? WIRE_HELLO_READ_ONLY : 0,
+		.flags = (m->read_only ? WIRE_HELLO_READ_ONLY : 0) | shared,
 		.payload_max = WIRE_LEN_MAX + WIRE_RUNS_MAX * WIRE_RUN_LEN,
 		.name_len = (uint16_t)strlen(m->name),
 		.name = (const uint8_t *)m->name,
@@ -321,8 +328,12 @@ static void rconn_greet(struct rconn *c, int fd)
 	}
 	c->state = RCONN_HELLO;
 	c->alive_sending = false;
+	c->shm_asked = !m->no_sharing && stream_passes_fds(&c->stream);
 	rconn_hello(c);
-	stream_start(&c->stream);
+	if (c->shm_asked)
+		stream_start_fd(&c->stream);
+	else
+		stream_start(&c->stream);
 }
 
 /* ---- connecting ---- */

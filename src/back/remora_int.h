@@ -37,7 +37,18 @@ enum rconn_state {
 	RCONN_STOPPING,	  /* stream, until stopped() */
 };
 
-enum reply_part { REPLY_HEAD, REPLY_RUNS, REPLY_DATA, REPLY_TEXT, REPLY_EXTENTS };
+enum reply_part { REPLY_HEAD, REPLY_RUNS, REPLY_DATA, REPLY_PLACE, REPLY_TEXT, REPLY_EXTENTS };
+
+/* Tells the server which placed replies have been used: one batch is being sent, the other filled.
+ */
+struct rrelease {
+	uint8_t at[2][REMORA_REQS_MAX * WIRE_REQUEST_LEN];
+	size_t filled; /* bytes of at[which] */
+	unsigned which;
+	bool sending;
+	struct iovec iov;
+	struct stream_frame frame;
+};
 
 struct rconn {
 	struct remora *m;
@@ -78,6 +89,11 @@ struct rconn {
 	struct iovec alive_iov;
 	struct stream_frame alive_frame;
 	bool alive_sending;
+	/* memory that the server shares, where replies may be placed; read-only. NULL = none */
+	const uint8_t *shm;
+	size_t shm_len;
+	bool shm_asked;
+	struct rrelease release;
 };
 
 enum first_state {
@@ -117,6 +133,7 @@ struct remora {
 	struct timer expiry;
 	/* the one before store.info.instance: late replies may still carry it */
 	uint64_t instance_before;
+	bool no_sharing; /* what the server shared could not be used */
 	bool lost;	 /* STORE_LOST was told */
 	bool away;	 /* requests fail at once */
 	bool ending;	 /* aborted, or closing: nothing connects any more */
@@ -152,6 +169,15 @@ static inline bool rconn_is_up(const struct rconn *c)
 {
 	return c->state == RCONN_UP;
 }
+
+/* ---- remora_place.c ---- */
+
+/* Takes what came with a welcome that says so: 0 or -errno. */
+MUST_USE int rplace_open(struct rconn *c);
+void rplace_close(struct rconn *c); /* the stream has stopped */
+/* The data of a placed reply, or NULL when there is none at that place. */
+const uint8_t *rplace_find(const struct rconn *c, uint64_t off, uint64_t len);
+void rplace_release(struct rconn *c, uint64_t off, uint64_t len);
 
 /* ---- remora_req.c ---- */
 

@@ -392,6 +392,10 @@ static int reply_begin_data(struct rconn *c)
 		return -EPROTO;
 	if (c->slot)
 		c->slot->req->ret_zero = false;
+	if (c->reply.count == WIRE_COUNT_PLACED) {
+		c->part = REPLY_PLACE;
+		return c->slot ? 0 : -EPROTO;
+	}
 	if (!c->reply.count)
 		(void)!stream_fill(&c->stream, &iov, 1);
 	return 0;
@@ -464,6 +468,25 @@ static int reply_runs(struct rconn *c)
 	return 1;
 }
 
+static int reply_place(struct rconn *c)
+{
+	struct iobuf to = reply_buffer(c);
+	const uint8_t *from;
+	uint64_t off;
+
+	if (stream_avail(&c->stream) < WIRE_PLACE_LEN)
+		return 0;
+	off = wire_place_decode(stream_peek(&c->stream));
+	from = rplace_find(c, off, to.len);
+	if (!from)
+		return -EPROTO;
+	stream_take(&c->stream, WIRE_PLACE_LEN);
+	memcpy(to.base, from, to.len);
+	rplace_release(c, off, to.len);
+	reply_end(c, 0);
+	return 1;
+}
+
 static int reply_text(struct rconn *c)
 {
 	size_t len = c->reply.payload;
@@ -518,6 +541,9 @@ int rconn_replies(struct rconn *c)
 			r = stream_filled(&c->stream);
 			if (r)
 				reply_end(c, 0);
+			break;
+		case REPLY_PLACE:
+			r = reply_place(c);
 			break;
 		case REPLY_TEXT:
 			r = reply_text(c);

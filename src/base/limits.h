@@ -77,6 +77,10 @@
 #define SERVER_REQS_MAX 128u	   /* default, in flight per connection */
 #define SERVER_BYTES_MAX (32 * MIB) /* default, of one connection's buffers; touched when needed */
 #define SERVER_UNSENT_MAX (1 * MIB) /* default; with more than that no further request is read */
+#define SERVER_SHARED_LEN (8 * MIB) /* memory shared with a client over a unix socket */
+#define SERVER_PLACES_MAX 64u	    /* replies placed in it at a time */
+#define SERVER_PLACE_MIN (32 * KIB) /* shorter ones are sent */
+#define WIRE_SHARED_MAX (256 * MIB) /* what a client maps of a server at most */
 
 /* Regions. */
 #define MAP_CHUNKS_MAX (1ULL << 40) /* a byte of address space each */

@@ -60,6 +60,7 @@ struct server_counts {
 	uint64_t bytes_read, bytes_written; /* data of READ and WRITE, as asked for */
 	/* of it, bytes that were not sent or received because they were zeros */
 	uint64_t zeros;
+	uint64_t placed; /* and those that lay in shared memory */
 };
 
 MUST_USE int server_open(struct server **ret, struct loop *loop,

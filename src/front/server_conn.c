@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "front/server_int.h"
 
 static uint64_t now_of(const struct sconn *c)
@@ -59,7 +60,8 @@ void sconn_stop(struct sconn *c)
 
 void sconn_abandon(struct sconn *c)
 {
-	c->mem.used = 0;
+	c->mem.used = c->shm.used = 0;
+	c->places = 0;
 	sreqs_close(c);
 	free(c->stream.buf);
 	free(c);
@@ -221,6 +223,20 @@ static bool welcome_fill(struct sconn *c, struct wire_welcome *w)
 	return w->len_max != 0;
 }
 
+static void welcome_send(struct sconn *c, struct wire_welcome *w)
+{
+	AUTO_FD int fd = splaces_open(c);
+
+	if (fd >= 0) {
+		w->caps |= WIRE_CAP_SHARED;
+		if (!stream_send_fd(&c->stream, c->answer, wire_welcome_encode(w, c->answer), fd))
+			return;
+		splaces_close(c);
+		w->caps &= ~(uint32_t)WIRE_CAP_SHARED;
+	}
+	answer_send(c, c->answer, wire_welcome_encode(w, c->answer));
+}
+
 static void sconn_welcome(struct sconn *c)
 {
 	struct wire_welcome w;
@@ -239,7 +255,7 @@ static void sconn_welcome(struct sconn *c)
 	c->state = SCONN_UP;
 	if (c->index == 0)
 		c->sv->counts.sessions++;
-	answer_send(c, c->answer, wire_welcome_encode(&w, c->answer));
+	welcome_send(c, &w);
 	timer_set(c->sv->loop, &c->timer, now_of(c) + c->sv->limits.keep_alive_ns);
 	if (c->first.len)
 		sreqs_first(c);
@@ -308,6 +324,7 @@ static void conn_hello_taken(struct sconn *c, const struct wire_hello *hello)
 	c->attempt = hello->attempt;
 	c->payload_max = hello->payload_max;
 	c->first = hello->first;
+	c->wants_shared = hello->flags & WIRE_HELLO_SHARED;
 	c->read_only = hello->flags & WIRE_HELLO_READ_ONLY || c->export->read_only ||
 		       c->export->store->info.read_only;
 	c->state = SCONN_WAITING;
@@ -400,6 +417,8 @@ static void sconn_keep_alive(struct sconn *c)
 	}
 	if (!c->busy)
 		smem_trim(&c->mem);
+	if (c->shm.base)
+		smem_trim(&c->shm);
 	if (!c->stream.unsent && c->stream.sent_ns < now)
 		next = c->stream.sent_ns + l->keep_alive_ns;
 	if (!c->held)

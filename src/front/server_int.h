@@ -17,10 +17,13 @@ struct smem {
 	uint8_t *base;
 	size_t blocks, used;
 	bool touched; /* since the last trim */
+	bool shared;  /* of a memfd */
 	uint64_t *bits;
 };
 
 MUST_USE int smem_open(struct smem *mem, uint64_t bytes);
+/* Of a memfd that a client may map for reading; *ret_fd is the caller's. */
+MUST_USE int smem_open_shared(struct smem *mem, uint64_t bytes, int *ret_fd);
 void smem_close(struct smem *mem);
 /* NULL when there is no room now. */
 void *smem_get(struct smem *mem, uint64_t bytes);
@@ -54,6 +57,7 @@ struct sreq {
 	struct wire_request wire;
 	uint8_t *mem;	  /* READ and WRITE: data; EXTENTS: the array, encoded in place */
 	uint64_t mem_len;
+	bool shared;	  /* mem is of conn->shm */
 	struct extents extents;
 	bool first;	  /* the read that came with the hello */
 	struct stream_frame frame;
@@ -85,6 +89,11 @@ struct sconn {
 	unsigned busy;	  /* requests read and not yet put back */
 	unsigned in_store;
 	struct smem mem;
+	/* Replies placed in shared memory, until the client says that it has used them. */
+	struct smem shm; /* no base: the client does not share */
+	struct range place[SERVER_PLACES_MAX];
+	unsigned places;
+	bool wants_shared;
 	struct sreq *body; /* a WRITE whose payload is being received */
 	bool skipping;	   /* the payload of a refused one */
 	/* since when there is something unsent, as far as we know; 0 = nothing is */
@@ -129,6 +138,18 @@ struct server {
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
+
+/* ---- server_place.c ---- */
+
+/* Makes the memory to share; the descriptor is the caller's, -1 = there is none. */
+int splaces_open(struct sconn *c);
+void splaces_close(struct sconn *c);
+/* A buffer for a READ's data, or NULL: it goes through the socket then. */
+void *splaces_get(struct sconn *c, uint64_t bytes);
+/* The data at `mem` becomes a place; false = there are too many. */
+bool splaces_add(struct sconn *c, const void *mem, uint64_t bytes, uint64_t *ret_off);
+/* The client has used it; -EPROTO when it is none. */
+MUST_USE int splaces_release(struct sconn *c, struct range place);
 
 /* ---- server.c ---- */
 

@@ -8,10 +8,13 @@
  * Locking: none; loop thread.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "front/server_int.h"
 
 static size_t blocks_of(uint64_t bytes)
@@ -19,14 +22,11 @@ static size_t blocks_of(uint64_t bytes)
 	return (size_t)((bytes + SMEM_BLOCK - 1) / SMEM_BLOCK);
 }
 
-int smem_open(struct smem *mem, uint64_t bytes)
+static int smem_map(struct smem *mem, int flags, int fd)
 {
-	void *p;
+	void *p = mmap(NULL, mem->blocks * SMEM_BLOCK, PROT_READ | PROT_WRITE,
+		       flags | MAP_NORESERVE, fd, 0);
 
-	*mem = (struct smem){ .blocks = blocks_of(bytes) };
-	p = mmap(NULL, mem->blocks * SMEM_BLOCK, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		 -1, 0);
 	if (p == MAP_FAILED)
 		return -ENOMEM;
 	mem->bits = calloc(BITMAP_WORDS(mem->blocks), sizeof(*mem->bits));
@@ -35,6 +35,35 @@ int smem_open(struct smem *mem, uint64_t bytes)
 		return -ENOMEM;
 	}
 	mem->base = p;
+	return 0;
+}
+
+int smem_open(struct smem *mem, uint64_t bytes)
+{
+	*mem = (struct smem){ .blocks = blocks_of(bytes) };
+	return smem_map(mem, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+/* The client can neither cut it off under us nor write into it: our mapping is older than the seal.
+ */
+int smem_open_shared(struct smem *mem, uint64_t bytes, int *ret_fd)
+{
+	int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
+	AUTO_FD int fd = memfd_create("remora-replies", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int r;
+
+	*mem = (struct smem){ .blocks = blocks_of(bytes), .shared = true };
+	if (fd < 0 || ftruncate(fd, (off_t)(mem->blocks * SMEM_BLOCK)))
+		return -errno;
+	r = smem_map(mem, MAP_SHARED, fd);
+	if (r)
+		return r;
+	if (fcntl(fd, F_ADD_SEALS, seals)) {
+		r = -errno;
+		smem_close(mem);
+		return r;
+	}
+	*ret_fd = TAKE_FD(fd);
 	return 0;
 }
 
@@ -83,5 +112,6 @@ void smem_trim(struct smem *mem)
 	if (mem->used || !mem->touched)
 		return;
 	mem->touched = false;
-	(void)madvise(mem->base, mem->blocks * SMEM_BLOCK, MADV_DONTNEED);
+	(void)madvise(mem->base, mem->blocks * SMEM_BLOCK,
+		      mem->shared ? MADV_REMOVE : MADV_DONTNEED);
 }

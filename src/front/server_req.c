@@ -47,6 +47,7 @@ void sreqs_close(struct sconn *c)
 {
 	if (!c->reqs)
 		return;
+	splaces_close(c);
 	smem_close(&c->mem);
 	free(c->reqs);
 	c->reqs = NULL;
@@ -57,7 +58,7 @@ void sreqs_close(struct sconn *c)
 static void sreq_mem_put(struct sreq *s)
 {
 	if (s->mem)
-		smem_put(&s->conn->mem, s->mem, s->mem_len);
+		smem_put(s->shared ? &s->conn->shm : &s->conn->mem, s->mem, s->mem_len);
 	s->mem = NULL;
 }
 
@@ -69,6 +70,7 @@ static struct sreq *sreq_get(struct sconn *c, const struct wire_request *w)
 	s->wire = *w;
 	s->mem = NULL;
 	s->mem_len = 0;
+	s->shared = false;
 	s->why[0] = '\0';
 	return s;
 }
@@ -104,6 +106,23 @@ static void sreq_sent(struct stream_frame *frame, int err)
 	sreq_put(CONTAINER_OF(frame, struct sreq, frame));
 }
 
+/* The data stays where it is, and the client is told the place. */
+static bool reply_placed(struct sreq *s, struct wire_reply *reply)
+{
+	uint64_t off;
+
+	if (!s->shared || !splaces_add(s->conn, s->mem, s->mem_len, &off))
+		return false;
+	s->mem = NULL; /* the place's now */
+	wire_place_encode(off, s->head + WIRE_REPLY_LEN);
+	s->iov[0].iov_len += WIRE_PLACE_LEN;
+	reply->count = WIRE_COUNT_PLACED;
+	reply->payload = WIRE_PLACE_LEN;
+	s->conn->sv->counts.bytes_read += s->wire.range.len;
+	s->conn->sv->counts.placed += s->wire.range.len;
+	return true;
+}
+
 static void reply_data(struct sreq *s, struct wire_reply *reply)
 {
 	struct wire_run all = { .len = (uint32_t)s->wire.range.len, .zero = true };
@@ -114,6 +133,8 @@ static void reply_data(struct sreq *s, struct wire_reply *reply)
 
 	if (!s->req.ret_zero)
 		count = wire_runs_find(at, s->wire.range.len, runs, &data);
+	if (!count && reply_placed(s, reply))
+		return;
 	wire_runs_encode(runs, count, s->head + WIRE_REPLY_LEN);
 	s->iov[0].iov_len += count * WIRE_RUN_LEN;
 	if (!count)
@@ -292,6 +313,7 @@ static enum read_result request_begin(struct sconn *c, const struct wire_request
 	struct wire_run runs[WIRE_RUNS_MAX];
 	uint8_t *mem = NULL;
 	struct sreq *s;
+	bool shared;
 
 	if (code)
 		return request_refused(c, w, code);
@@ -314,7 +336,10 @@ static enum read_result request_begin(struct sconn *c, const struct wire_request
 		sreq_submit(sreq_get(c, w), REQ_ZERO);
 		return READ_ON;
 	}
-	if (bytes) {
+	if (w->op == WIRE_READ)
+		mem = splaces_get(c, bytes);
+	shared = mem != NULL;
+	if (bytes && !mem) {
 		mem = smem_get(&c->mem, bytes);
 		if (!mem)
 			return READ_HOLD;
@@ -322,6 +347,7 @@ static enum read_result request_begin(struct sconn *c, const struct wire_request
 	stream_take(&c->stream, WIRE_REQUEST_LEN + table);
 	s = sreq_get(c, w);
 	s->mem = mem;
+	s->shared = shared;
 	s->mem_len = bytes;
 	if (w->op == WIRE_WRITE)
 		write_receive(c, s, runs);
@@ -353,6 +379,12 @@ static enum read_result request_read(struct sconn *c)
 	}
 	if (w.op == WIRE_ALIVE) {
 		stream_take(&c->stream, WIRE_REQUEST_LEN);
+		return READ_ON;
+	}
+	if (w.op == WIRE_RELEASE) {
+		stream_take(&c->stream, WIRE_REQUEST_LEN);
+		if (splaces_release(c, w.range))
+			sconn_offend(c, "it released what it does not have");
 		return READ_ON;
 	}
 	if (list_empty(&c->idle) || c->stream.unsent > c->sv->limits.unsent_max)

@@ -22,8 +22,10 @@
 #include "io/stream.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void rx_done(struct op *op, int res);
 static void tx_done(struct op *op, int res);
@@ -34,7 +36,7 @@ int stream_open(struct stream *s, struct loop *loop, int fd)
 {
 	CHECK(s->ready && s->lost && s->stopped && fd >= 0);
 	*s = (struct stream){ .ready = s->ready, .lost = s->lost, .stopped = s->stopped, .fd = fd,
-			      .loop = loop };
+			      .loop = loop, .passed_fd = -1 };
 	s->buf = malloc(STREAM_BUF_LEN);
 	if (!s->buf) {
 		loop_close_fd(loop, fd);
@@ -172,6 +174,92 @@ void stream_start(struct stream *s)
 	stream_resume(s);
 }
 
+/* ---- passing descriptors ---- */
+
+bool stream_passes_fds(const struct stream *s)
+{
+	int domain = 0;
+	socklen_t len = sizeof(domain);
+
+	return strcmp(loop_engine_name(s->loop), "sim") != 0 &&
+	       getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
+}
+
+union fd_control {
+	struct cmsghdr head;
+	char room[CMSG_SPACE(sizeof(int))];
+};
+
+static void fd_received(struct stream *s, struct msghdr *msg)
+{
+	struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+	    c->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(&s->passed_fd, CMSG_DATA(c), sizeof(int));
+}
+
+/* The loop's receiving knows nothing of descriptors: the first time it is done here. */
+static void rx_first(struct op *op, int res)
+{
+	struct stream *s = CONTAINER_OF(op, struct stream, rx);
+	union fd_control control;
+	struct iovec iov = { s->buf, STREAM_BUF_LEN };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n = res;
+
+	if (!s->stopping && res >= 0) {
+		n = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+			op_poll(s->loop, &s->rx, s->fd, POLLIN);
+			return;
+		}
+		if (n > 0)
+			fd_received(s, &msg);
+		else if (n < 0)
+			n = -errno;
+	}
+	s->rx.done = rx_done;
+	rx_done(op, (int)n);
+}
+
+void stream_start_fd(struct stream *s)
+{
+	s->paused = false;
+	s->rx.done = rx_first;
+	op_poll(s->loop, &s->rx, s->fd, POLLIN);
+}
+
+int stream_take_fd(struct stream *s)
+{
+	int fd = s->passed_fd;
+
+	s->passed_fd = -1;
+	return fd;
+}
+
+int stream_send_fd(struct stream *s, const void *buf, size_t len, int fd)
+{
+	union fd_control control = {.head = {.cmsg_len = CMSG_LEN(sizeof(int)),
+					     .cmsg_level = SOL_SOCKET,
+					     .cmsg_type = SCM_RIGHTS}};
+	struct iovec iov = { (void *)(uintptr_t)buf, len };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n;
+
+	CHECK(!s->unsent && !s->sent_bytes);
+	memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
+	n = sendmsg(s->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n < 0)
+		return -errno;
+	s->sent_ns = loop_now(s->loop);
+	s->sent_bytes += (size_t)n;
+	/* the socket was empty: it takes a few bytes, or is broken */
+	return (size_t)n == len ? 0 : -EPIPE;
+}
+
 void stream_pause(struct stream *s)
 {
 	s->paused = true;
@@ -292,6 +380,9 @@ static void end_run(struct post *post)
 	CHECK(!s->unsent);
 	loop_close_fd(s->loop, s->fd);
 	s->fd = -1;
+	if (s->passed_fd >= 0)
+		close(s->passed_fd);
+	s->passed_fd = -1;
 	free(s->buf);
 	s->buf = NULL;
 	s->stopped(s);

@@ -60,6 +60,7 @@ struct stream {
 	struct iovec tx_iov[STREAM_IOV_MAX];
 	size_t tx_len;
 	bool paused, is_lost, stopping, in_ready;
+	int passed_fd; /* -1 = none */
 };
 
 /* Owns fd from here on, also when it fails. */
@@ -67,6 +68,15 @@ MUST_USE int stream_open(struct stream *s, struct loop *loop, int fd);
 
 /* Begins to read. Before that, frames may be sent. */
 void stream_start(struct stream *s);
+
+/* The same on a real unix socket, and takes a descriptor that is passed with the first bytes. */
+void stream_start_fd(struct stream *s);
+/* That descriptor, the caller's from here on; -1 when none has come. */
+int stream_take_fd(struct stream *s);
+/* Whether descriptors can be passed: a unix socket of this machine, not a simulated one. */
+bool stream_passes_fds(const struct stream *s);
+/* Sends these bytes at once with a descriptor, as the first ones on the socket: 0 or -errno. */
+MUST_USE int stream_send_fd(struct stream *s, const void *buf, size_t len, int fd);
 
 /* Ends it: frames that are not sent end with -ECANCELED, then stopped() is called. Asking twice is
  * fine. */

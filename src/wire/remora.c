@@ -366,6 +366,10 @@ int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN], struct wire_r
 		if (!ret->count || ret->count > REQ_EXTENTS_MAX)
 			return -EPROTO;
 		break;
+	case WIRE_RELEASE:
+		if (!ret->range.len || ret->flags)
+			return -EPROTO;
+		break;
 	case WIRE_FLUSH:
 	case WIRE_ALIVE:
 		if (ret->range.off || ret->range.len)
@@ -381,7 +385,9 @@ int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN], struct wire_r
 	default:
 		return -EPROTO;
 	}
-	return ret->payload || (ret->op == WIRE_ALIVE) != !ret->id ? -EPROTO : 0;
+	if (ret->payload || (ret->op == WIRE_RELEASE && ret->count))
+		return -EPROTO;
+	return (ret->op == WIRE_ALIVE || ret->op == WIRE_RELEASE) != !ret->id ? -EPROTO : 0;
 }
 
 void wire_request_encode(const struct wire_request *request, uint8_t at[static WIRE_REQUEST_LEN])
@@ -404,12 +410,16 @@ int wire_reply_decode(const uint8_t at[static WIRE_REPLY_LEN], struct wire_reply
 		.instance = get64(at + 16),
 		.len = get64(at + 24), .code = get32(at + 32), .payload = get32(at + 36),
 	};
-	if (get32(at) != REPLY_MAGIC || at[5] || !ret->op || ret->op >= WIRE_OPS_END)
+	if (get32(at) != REPLY_MAGIC || at[5] || !ret->op || ret->op > WIRE_ALIVE)
 		return -EPROTO;
 	if (ret->op == WIRE_ALIVE && (ret->id || ret->code || ret->payload))
 		return -EPROTO;
 	if (ret->code)
 		return ret->payload > WIRE_TEXT_MAX || ret->count ? -EPROTO : 0;
+	if (ret->op == WIRE_READ && ret->count == WIRE_COUNT_PLACED)
+		return !ret->len || ret->len > WIRE_LEN_MAX || ret->payload != WIRE_PLACE_LEN
+			       ? -EPROTO
+			       : 0;
 	if (ret->op == WIRE_READ)
 		return payload_plausible(ret->len, ret->count, ret->payload) ? 0 : -EPROTO;
 	if (ret->op == WIRE_EXTENTS) {
@@ -431,6 +441,16 @@ void wire_reply_encode(const struct wire_reply *reply, uint8_t at[static WIRE_RE
 	put64(at + 24, reply->len);
 	put32(at + 32, reply->code);
 	put32(at + 36, reply->payload);
+}
+
+void wire_place_encode(uint64_t off, uint8_t at[static WIRE_PLACE_LEN])
+{
+	put64(at, off);
+}
+
+uint64_t wire_place_decode(const uint8_t at[static WIRE_PLACE_LEN])
+{
+	return get64(at);
 }
 
 uint64_t wire_request_bytes(uint8_t op, uint64_t len, size_t extents_max)

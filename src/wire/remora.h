@@ -51,6 +51,9 @@ enum wire_op {
 	WIRE_EXTENTS,
 	WIRE_PREFETCH,
 	WIRE_ALIVE, /* says only that the peer is there; never answered */
+	/* request only, never answered: a placed reply has been used; its range is that of the
+	 * place */
+	WIRE_RELEASE,
 	WIRE_OPS_END
 };
 
@@ -82,7 +85,13 @@ enum wire_code {
 	WIRE_CODES
 };
 
-enum { WIRE_HELLO_READ_ONLY = 1u << 0, WIRE_HELLO_LIST = 1u << 1, WIRE_HELLO_FLAGS = 3 };
+enum {
+	WIRE_HELLO_READ_ONLY = 1u << 0,
+	WIRE_HELLO_LIST = 1u << 1,
+	/* over a unix socket: replies may be placed in memory that the server shares */
+	WIRE_HELLO_SHARED = 1u << 2,
+	WIRE_HELLO_FLAGS = (1u << 3) - 1
+};
 
 struct wire_hello {
 	uint16_t version_min, version_max;
@@ -109,7 +118,8 @@ enum {
 	WIRE_CAP_FUA = 1u << 3,
 	WIRE_CAP_EXTENTS = 1u << 4,
 	WIRE_CAP_PREFETCH = 1u << 5,
-	WIRE_CAPS = (1u << 6) - 1
+	WIRE_CAP_SHARED = 1u << 6, /* the shared memory's descriptor comes with the welcome */
+	WIRE_CAPS = (1u << 7) - 1
 };
 
 struct wire_welcome {
@@ -146,9 +156,13 @@ struct wire_request {
 	uint32_t payload; /* bytes behind the header: runs and data */
 };
 
+/* wire_reply.count of a READ: the payload is the offset of the data in the shared memory */
+#define WIRE_COUNT_PLACED UINT16_MAX
+#define WIRE_PLACE_LEN 8u
+
 struct wire_reply {
 	uint8_t op;
-	uint16_t count;	  /* READ: runs; EXTENTS: how many */
+	uint16_t count;	  /* READ: runs, or WIRE_COUNT_PLACED; EXTENTS: how many */
 	uint64_t id;
 	uint64_t instance;
 	uint32_t code;
@@ -209,6 +223,10 @@ MUST_USE int wire_runs_decode(const uint8_t *at, size_t count, uint64_t len, uin
 			      struct wire_run runs[static WIRE_RUNS_MAX]);
 
 bool wire_is_zero(const uint8_t *at, size_t len);
+
+/* Payload of a placed reply. */
+void wire_place_encode(uint64_t off, uint8_t at[static WIRE_PLACE_LEN]);
+uint64_t wire_place_decode(const uint8_t at[static WIRE_PLACE_LEN]);
 
 /* One extent of an EXTENTS reply. */
 void wire_extent_encode(uint64_t len, bool zero, uint8_t at[static WIRE_EXTENT_LEN]);

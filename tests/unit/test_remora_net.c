@@ -150,6 +150,37 @@ static void limits_of_the_server_hold_back_and_lose_nothing(void **state)
 	free(b);
 }
 
+static void long_reads_lie_in_shared_memory_and_come_back_whole(void **state)
+{
+	struct server_counts n;
+	struct world w;
+	struct store *c;
+	struct rng r;
+	uint8_t *data, *got = malloc(40 * MIB); /* several times what is shared */
+
+	(void)state;
+	assert_non_null(got);
+	world_open(&w, "memory:40M", NULL);
+	rng_init(&r, 11);
+	data = random_bytes(&r, 40 * MIB);
+	assert_int_equal(store_write(w.disk, 0, data, 40 * MIB, 0), 0);
+	c = client_open(&w, 2);
+	assert_int_equal(store_read(c, 0, got, 40 * MIB), 0);
+	assert_memory_equal(got, data, 40 * MIB);
+	for (unsigned i = 0; i < 200; i++) {
+		uint64_t off = rng_below(&r, 39 * MIB), len = 1 + rng_below(&r, MIB);
+
+		assert_int_equal(store_read(c, off, got, len), 0);
+		assert_memory_equal(got, data + off, len);
+	}
+	server_count(w.server, &n);
+	assert_true(n.placed > 0 && n.placed < n.bytes_read);
+	store_close_wait(c);
+	world_close(&w);
+	free(data);
+	free(got);
+}
+
 static void two_clients_share_one_store(void **state)
 {
 	struct world w;
@@ -558,6 +589,7 @@ int main(void)
 		cmocka_unit_test(zeros_are_not_sent),
 		cmocka_unit_test(more_runs_than_the_table_has_room_for_arrive_whole),
 		cmocka_unit_test(limits_of_the_server_hold_back_and_lose_nothing),
+		cmocka_unit_test(long_reads_lie_in_shared_memory_and_come_back_whole),
 		cmocka_unit_test(two_clients_share_one_store),
 		cmocka_unit_test(the_first_read_comes_with_the_greeting),
 		cmocka_unit_test(a_socketpair_serves_without_an_address),

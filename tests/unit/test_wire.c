@@ -249,6 +249,31 @@ static void alive_is_as_documented(void **state)
 	assert_memory_equal(got, want, WIRE_REPLY_LEN);
 }
 
+static void placed_replies_and_their_release_are_as_documented(void **state)
+{
+	const struct wire_request release = { .op = WIRE_RELEASE,
+					      .range = { 256 * KIB, 256 * KIB } };
+	const struct wire_reply placed = { .op = WIRE_READ, .id = 8, .len = 256 * KIB,
+					   .instance = 0x1122334455667788,
+					   .count = WIRE_COUNT_PLACED, .payload = WIRE_PLACE_LEN };
+	uint8_t want[64], got[64];
+	struct wire_request request;
+	struct wire_reply reply;
+
+	(void)state;
+	assert_int_equal(vector("release", want, sizeof(want)), WIRE_REQUEST_LEN);
+	wire_request_encode(&release, got);
+	assert_memory_equal(got, want, WIRE_REQUEST_LEN);
+	assert_int_equal(wire_request_decode(want, &request), 0);
+	assert_int_equal(vector("placed", want, sizeof(want)), WIRE_REPLY_LEN + WIRE_PLACE_LEN);
+	wire_reply_encode(&placed, got);
+	wire_place_encode(256 * KIB, got + WIRE_REPLY_LEN);
+	assert_memory_equal(got, want, WIRE_REPLY_LEN + WIRE_PLACE_LEN);
+	assert_int_equal(wire_reply_decode(want, &reply), 0);
+	want[36] = 9; /* a place is 8 bytes */
+	assert_int_equal(wire_reply_decode(want, &reply), -EPROTO);
+}
+
 /* ---- refusing ---- */
 
 /* One byte wrong at a time: a decoder accepts it or not, but reads nothing beyond, and what it
@@ -486,6 +511,7 @@ int main(void)
 		cmocka_unit_test(requests_are_as_documented),
 		cmocka_unit_test(replies_are_as_documented),
 		cmocka_unit_test(alive_is_as_documented),
+		cmocka_unit_test(placed_replies_and_their_release_are_as_documented),
 		cmocka_unit_test(any_wrong_byte_is_survived),
 		cmocka_unit_test(a_welcome_is_plausible_or_refused),
 		cmocka_unit_test(versions_are_negotiated),

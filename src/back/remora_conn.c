@@ -194,11 +194,8 @@ static void rconn_welcomed(struct rconn *c, const struct wire_welcome *w)
 	struct remora *m = c->m;
 	uint64_t restarts = m->counts.restarts;
 
-	if (w->caps & WIRE_CAP_SHARED && rplace_open(c)) {
-		m->no_sharing = true; /* the next try does without */
-		rconn_drop(c, -EPROTO, "the memory that the server shares cannot be used");
-		return;
-	}
+	if (w->caps & WIRE_CAP_SHARED)
+		rplace_open(c);
 	if (remora_welcome(m, c, w)) {
 		remora_fail(m, -ESTALE, "%s", m->why);
 		return;
@@ -328,7 +325,7 @@ static void rconn_greet(struct rconn *c, int fd)
 	}
 	c->state = RCONN_HELLO;
 	c->alive_sending = false;
-	c->shm_asked = !m->no_sharing && stream_passes_fds(&c->stream);
+	c->shm_asked = stream_passes_fds(&c->stream);
 	rconn_hello(c);
 	if (c->shm_asked)
 		stream_start_fd(&c->stream);

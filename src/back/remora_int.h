@@ -133,7 +133,6 @@ struct remora {
 	struct timer expiry;
 	/* the one before store.info.instance: late replies may still carry it */
 	uint64_t instance_before;
-	bool no_sharing; /* what the server shared could not be used */
 	bool lost;	 /* STORE_LOST was told */
 	bool away;	 /* requests fail at once */
 	bool ending;	 /* aborted, or closing: nothing connects any more */
@@ -172,8 +171,9 @@ static inline bool rconn_is_up(const struct rconn *c)
 
 /* ---- remora_place.c ---- */
 
-/* Takes what came with a welcome that says so: 0 or -errno. */
-MUST_USE int rplace_open(struct rconn *c);
+/* Takes what came with a welcome that says so. What is not there (a proxy in between passes bytes
+ * alone) or cannot be mapped is done without. */
+void rplace_open(struct rconn *c);
 void rplace_close(struct rconn *c); /* the stream has stopped */
 /* The data of a placed reply, or NULL when there is none at that place. */
 const uint8_t *rplace_find(const struct rconn *c, uint64_t off, uint64_t len);

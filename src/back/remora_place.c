@@ -21,26 +21,27 @@
 #include "back/remora_int.h"
 #include "base/cleanup.h"
 
-int rplace_open(struct rconn *c)
+void rplace_open(struct rconn *c)
 {
 	AUTO_FD int fd = stream_take_fd(&c->stream);
 	struct stat st;
+	int seals;
 	void *p;
 
 	CHECK(!c->shm);
 	if (!c->shm_asked || fd < 0 || fstat(fd, &st))
-		return -EPROTO;
-	if (st.st_size <= 0 || (uint64_t)st.st_size > WIRE_SHARED_MAX ||
-	    !(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
-		return -EPROTO;
+		return;
+	seals = fcntl(fd, F_GET_SEALS);
+	if (st.st_size <= 0 || (uint64_t)st.st_size > WIRE_SHARED_MAX || seals < 0 ||
+	    !(seals & F_SEAL_SHRINK))
+		return;
 	p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
-		return -errno;
+		return;
 	c->shm = p;
 	c->shm_len = (size_t)st.st_size;
 	c->release.filled = 0;
 	c->release.sending = false;
-	return 0;
 }
 
 void rplace_close(struct rconn *c)

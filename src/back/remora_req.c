@@ -142,6 +142,8 @@ static void slot_send(struct rslot *slot)
 	list_push_back(&c->flight, &slot->link);
 	slot->sending = true;
 	slot->replied = false;
+	/* of this connection, which may not be the one of the first try */
+	wire_request_flag(slot->head, WIRE_MAY_PLACE, c->shm && slot->req->op == REQ_READ);
 	stream_send(&c->stream, &slot->frame, slot->req->flags & REQ_URGENT);
 }
 

@@ -336,7 +336,7 @@ static enum read_result request_begin(struct sconn *c, const struct wire_request
 		sreq_submit(sreq_get(c, w), REQ_ZERO);
 		return READ_ON;
 	}
-	if (w->op == WIRE_READ)
+	if (w->flags & WIRE_MAY_PLACE)
 		mem = splaces_get(c, bytes);
 	shared = mem != NULL;
 	if (bytes && !mem) {

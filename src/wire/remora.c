@@ -355,7 +355,7 @@ int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN], struct wire_r
 	if (get32(at) != REQUEST_MAGIC || get32(at + 36) ||
 	    ret->flags & ~(unsigned)WIRE_REQUEST_FLAGS)
 		return -EPROTO;
-	if (!range_valid(ret->range))
+	if (!range_valid(ret->range) || (ret->flags & WIRE_MAY_PLACE && ret->op != WIRE_READ))
 		return -EPROTO;
 	switch (ret->op) {
 	case WIRE_WRITE:
@@ -401,6 +401,11 @@ void wire_request_encode(const struct wire_request *request, uint8_t at[static W
 	put64(at + 24, request->range.len);
 	put32(at + 32, request->payload);
 	put32(at + 36, 0);
+}
+
+void wire_request_flag(uint8_t at[static WIRE_REQUEST_LEN], uint8_t flag, bool on)
+{
+	at[5] = (uint8_t)(on ? at[5] | flag : at[5] & ~flag);
 }
 
 int wire_reply_decode(const uint8_t at[static WIRE_REPLY_LEN], struct wire_reply *ret)

@@ -61,7 +61,8 @@ enum { /* flags of a request */
 	WIRE_FUA = 1u << 0,
 	WIRE_URGENT = 1u << 1,
 	WIRE_BACKGROUND = 1u << 2,
-	WIRE_REQUEST_FLAGS = WIRE_FUA | WIRE_URGENT | WIRE_BACKGROUND
+	WIRE_MAY_PLACE = 1u << 3, /* READ: the reply may be placed in the shared memory */
+	WIRE_REQUEST_FLAGS = WIRE_FUA | WIRE_URGENT | WIRE_BACKGROUND | WIRE_MAY_PLACE
 };
 
 /* Error codes, the same on every system. */
@@ -199,6 +200,8 @@ MUST_USE int wire_list_next(const uint8_t *at, size_t len, size_t *pos, struct w
 MUST_USE int wire_request_decode(const uint8_t at[static WIRE_REQUEST_LEN],
 				 struct wire_request *ret);
 void wire_request_encode(const struct wire_request *request, uint8_t at[static WIRE_REQUEST_LEN]);
+/* In an encoded one. */
+void wire_request_flag(uint8_t at[static WIRE_REQUEST_LEN], uint8_t flag, bool on);
 MUST_USE int wire_reply_decode(const uint8_t at[static WIRE_REPLY_LEN], struct wire_reply *ret);
 void wire_reply_encode(const struct wire_reply *reply, uint8_t at[static WIRE_REPLY_LEN]);
 

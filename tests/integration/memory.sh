@@ -29,12 +29,15 @@ case_lazy_means_lazy() {
 }
 
 case_a_terabyte_of_holes_opens() {
-	truncate -s 1T big
-	serve s big
+	local gib=1024
 	mapper m
+	# ThreadSanitizer leaves room for mappings of a terabyte only now and then.
+	[ "$(ask m rss)" != uncounted ] || gib=64
+	truncate -s ${gib}G big
+	serve s big
 	ask m "open $(at s)" >answer
-	holds answer "ok 1099511627776"
-	asks m "zeros 900G 4096" "ok 4096"
+	holds answer "ok $((gib << 30))"
+	asks m "zeros $((gib - 10))G 4096" "ok 4096"
 }
 
 case_writes_reach_the_file_when_flushed() {

@@ -209,8 +209,8 @@ static void test_a_fixed_address_or_an_error(void **state)
 	(void)state;
 	far_init(&far, MIB, true);
 	/*
-	 * The lowest place of a large gap: the kernel gives away the highest first, so that what the
-	 * library, its threads, or a sanitizer map meanwhile does not land there.
+	 * The lowest place of a large gap: the kernel gives away the highest first, so that what
+	 * the library, its threads, or a sanitizer map meanwhile does not land there.
 	 */
 	far.options.address = mmap(NULL, 4096 * MIB, PROT_NONE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -100,9 +100,14 @@ static void test_lazy_means_lazy(void **state)
 }
 
 /* ThreadSanitizer leaves less than that of the address space. */
-#if defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
 #define SPARSE_SIZE (64 * GIB)
-#else
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define SPARSE_SIZE (64 * GIB)
+#endif
+#ifndef SPARSE_SIZE
 #define SPARSE_SIZE TIB
 #endif
 

@@ -50,6 +50,7 @@ double bench_write_back(struct bench_env *b, struct err *e);  /* write all, flus
 /* Shared by both files. */
 uint64_t bench_sum(const void *mem, uint64_t len);
 uint64_t bench_now(void);
+void bench_pin(int core); /* this thread stays there */
 /* Touches each page once in a seeded random order; the latencies, sorted. */
 void bench_touch_random(const uint8_t *mem, unsigned pages, uint64_t *ret_sorted_ns);
 

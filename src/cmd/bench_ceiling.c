@@ -246,7 +246,7 @@ static int handler_fill(struct handler *h, uint64_t off, uint8_t *page)
 	return ioctl(h->m.uffd, UFFDIO_COPY, &c) < 0 ? -errno : 0;
 }
 
-static void core_pin(int core)
+void bench_pin(int core)
 {
 	cpu_set_t set;
 
@@ -274,7 +274,7 @@ static void *handler_run(void *arg)
 	uint8_t page[PAGE_BYTES];
 
 	if (h->core >= 0)
-		core_pin(h->core);
+		bench_pin(h->core);
 	while (h->faults_left-- && !h->err) {
 		struct uffd_msg msg;
 
@@ -305,7 +305,7 @@ double bench_bare_fault(struct bench_env *b, struct err *e)
 			err_sys(e, -EIO, "writing the memfd");
 	sched_getaffinity(0, sizeof(saved), &saved);
 	h.core = sched_getcpu();
-	core_pin(h.core);
+	bench_pin(h.core);
 	if (pthread_create(&thread, NULL, handler_run, &h)) {
 		err_set(e, -EAGAIN, "no thread for the handler");
 	} else {
@@ -339,7 +339,7 @@ double bench_naive_scan(struct bench_env *b, struct err *e)
 		goto out;
 	}
 	sched_getaffinity(0, sizeof(saved), &saved);
-	core_pin(sched_getcpu());
+	bench_pin(sched_getcpu());
 	t = bench_now();
 	sum = bench_sum(h.m.mem, size);
 	t = bench_now() - t;

@@ -20,6 +20,7 @@
 #include "front/server.h"
 #include "io/sim.h"
 #include "store/spec.h"
+#include "seed.h"
 
 #define CELL 8192u
 #define CELLS 64u
@@ -29,8 +30,6 @@
 #define MS NS_PER_MS
 
 const struct store_kind store_kinds[] = { { 0 } }; /* no specs here */
-
-static uint64_t seed_now;
 
 /* ---- the disk, which outlives its server, and the store on it ---- */
 

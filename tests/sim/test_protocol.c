@@ -12,9 +12,6 @@
  *  - what is read is exactly the last acknowledged version, as long as the instance is the same;
  *  - after a restart it is at least what a FLUSH of the same instance has covered.
  */
-#include <signal.h>
-#include <unistd.h>
-
 #include "protocol_world.h"
 
 /* ---- scenarios ---- */
@@ -700,17 +697,6 @@ static int tell_seed_of_failure(void **state)
 	return 0;
 }
 
-static void tell_seed(int sig)
-{
-	char text[64];
-	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n",
-			 (unsigned long long)seed_now);
-
-	(void)!write(STDERR_FILENO, text, (size_t)n);
-	signal(sig, SIG_DFL);
-	raise(sig);
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -731,6 +717,6 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		setenv("REMORA_SEED", argv[1], 1);
-	signal(SIGABRT, tell_seed);
+	signal(SIGABRT, seed_tell);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

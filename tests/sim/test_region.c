@@ -11,11 +11,11 @@
  * (rule 3); memory stays within the budget (rule 8); when the faults of the world end, everything
  * that waits goes on, and a flush succeeds.
  */
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "region_world.h"
+#include "seed.h"
 
 #define THREADS_MAX 6u
 #define TASKS 12u
@@ -63,7 +63,6 @@ struct model {
 	uint64_t fault_pages[THREADS_MAX];
 };
 
-static uint64_t seed_now;
 
 static void thread_next(void *arg);
 static void thread_try(void *arg);
@@ -739,17 +738,6 @@ FINDS(zeros_instead_of_an_error, PLANT_ZERO_ON_ERROR)
 FINDS(a_drop_of_what_was_just_written, PLANT_DROP_UNWATCHED)
 FINDS(a_fault_that_nobody_wakes, PLANT_LOST_FAULT)
 
-static void tell_seed(int sig)
-{
-	char text[64];
-	int n = snprintf(text, sizeof(text), "# failed with REMORA_SEED=%llu\n",
-			 (unsigned long long)seed_now);
-
-	(void)!write(STDERR_FILENO, text, (size_t)n);
-	signal(sig, SIG_DFL);
-	raise(sig);
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -764,6 +752,6 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		setenv("REMORA_SEED", argv[1], 1);
-	signal(SIGABRT, tell_seed);
+	signal(SIGABRT, seed_tell);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

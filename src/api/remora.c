@@ -40,8 +40,9 @@ struct remora {
 	struct near *near; /* the region's */
 	uint64_t size;
 	char engine[64];
-	struct pull *first; /* what remora_open() waits for */
+	struct pull *first; /* is pulled at once; remora_open() waits for it if told so */
 	size_t first_count;
+	bool first_waits;
 };
 
 const char *remora_version(void)
@@ -77,10 +78,23 @@ static void pull_run(struct post *post)
 
 /* ---- opening ---- */
 
-/* What remora_open() waits for, in the order of the options. */
+/* What somebody will want first, for the far side's hello; nothing when nobody said so: lazy means
+ * lazy. */
+static struct range first_guess(const struct remora_options *o)
+{
+	if (o->pull_first)
+		return range_of(0, MIN(o->pull_first, REQ_LEN_MAX));
+	if (o->pull_range_count)
+		return range_of(o->pull_ranges[0].off, MIN(o->pull_ranges[0].len, REQ_LEN_MAX));
+	return range_of(0, o->pull == REMORA_PULL_ALL ? CHUNK_DEFAULT : 0);
+}
+
+/* What remora_open() waits for, in the order of the options; if nothing, what came along with the
+ * hello. */
 static int first_make(struct remora *r, struct err *e)
 {
 	const struct remora_options *o = &r->host.options;
+	struct range guess;
 
 	r->first = calloc(o->pull_range_count + 1, sizeof(*r->first));
 	if (!r->first)
@@ -99,18 +113,11 @@ static int first_make(struct remora *r, struct err *e)
 		if (want.len)
 			pull_init(&r->first[r->first_count++], r, want, INT32_MAX);
 	}
+	r->first_waits = r->first_count > 0;
+	guess = range_cut(first_guess(o), range_of(0, r->size));
+	if (!r->first_waits && guess.len)
+		pull_init(&r->first[r->first_count++], r, guess, INT32_MAX);
 	return 0;
-}
-
-/* What somebody will want first, for the far side's hello; nothing when nobody said so: lazy means
- * lazy. */
-static struct range first_guess(const struct remora_options *o)
-{
-	if (o->pull_first)
-		return range_of(0, MIN(o->pull_first, REQ_LEN_MAX));
-	if (o->pull_range_count)
-		return range_of(o->pull_ranges[0].off, MIN(o->pull_ranges[0].len, REQ_LEN_MAX));
-	return range_of(0, o->pull == REMORA_PULL_ALL ? CHUNK_DEFAULT : 0);
 }
 
 static void hook_chunk_local(void *arg, struct range range)
@@ -274,7 +281,7 @@ static int first_wait(struct remora *r, struct err *e)
 {
 	int err = 0;
 
-	for (size_t i = 0; i < r->first_count; i++) {
+	for (size_t i = 0; r->first_waits && i < r->first_count; i++) {
 		int one = host_wait(&r->host, &r->first[i].wait);
 
 		err = err ? err : one;

@@ -106,8 +106,9 @@ enum first_state {
 struct rfirst {
 	enum first_state state;
 	bool stale; /* a change was asked for meanwhile */
-	struct range range;
+	struct range range; /* what is left of it */
 	uint8_t *buf;
+	uint64_t given; /* bytes at the start of buf that somebody has got, and are not left */
 	uint64_t ready_ns;
 	struct list waiting; /* requests, by req.link */
 };

@@ -259,40 +259,59 @@ void remora_first_drop(struct remora *m)
 	m->first.buf = NULL;
 }
 
-static void first_serve(struct remora *m, const uint8_t *buf, struct range range, struct req *req)
+static void first_copy(struct remora *m, struct req *req)
 {
-	memcpy(req->data.base, buf + (req->range.off - range.off), req->range.len);
+	const struct rfirst *f = &m->first;
+
+	memcpy(req->data.base, f->buf + f->given + (req->range.off - f->range.off), req->range.len);
 	req->ret_instance = m->store.info.instance;
 	m->counts.first_hits++;
-	req_done(req, 0);
+}
+
+/* Each byte is given once, from the first on: whoever reads it again wants to know what it is by
+ * then. False when nothing is left to give. */
+static bool first_given(struct rfirst *f, struct range range)
+{
+	if (range.off != f->range.off || range.len >= f->range.len)
+		return false;
+	f->given += range.len;
+	f->range = range_between(range_end(range), range_end(f->range));
+	return true;
 }
 
 /* Its reply has arrived. */
 static void first_done(struct remora *m, int err)
 {
-	struct range range = m->first.range;
+	struct rfirst *f = &m->first;
+	bool left = true;
 	struct list waiting;
 	struct link *k;
-	uint8_t *buf;
 
-	if (err || m->first.stale) {
+	if (err || f->stale) {
 		remora_first_drop(m);
 		return;
 	}
-	m->first.state = FIRST_READY;
-	m->first.ready_ns = loop_now(m->store.loop);
-	if (list_empty(&m->first.waiting))
-		return;
-	/* Whoever is served may come with the next read at once, and must not find it half taken
-	 * down. */
+	f->state = FIRST_READY;
+	f->ready_ns = loop_now(m->store.loop);
 	list_init(&waiting);
-	list_splice_back(&waiting, &m->first.waiting);
-	buf = m->first.buf;
-	m->first.buf = NULL;
-	remora_first_drop(m);
+	list_splice_back(&waiting, &f->waiting);
+	LIST_EACH(i, &waiting)
+		first_copy(m, LIST_ENTRY(i, struct req, link));
+	LIST_EACH(i, &waiting)
+		left = left && first_given(f, LIST_ENTRY(i, struct req, link)->range);
+	if (!left)
+		remora_first_drop(m);
 	while ((k = list_pop_front(&waiting)))
-		first_serve(m, buf, range, LIST_ENTRY(k, struct req, link));
-	free(buf);
+		req_done(LIST_ENTRY(k, struct req, link), 0);
+}
+
+/* It has come before anybody asked. */
+static void first_give(struct remora *m, struct req *req)
+{
+	first_copy(m, req);
+	if (!first_given(&m->first, req->range))
+		remora_first_drop(m);
+	req_done(req, 0);
 }
 
 /* True when the request is answered by it, or will be. */
@@ -320,8 +339,7 @@ static bool first_takes(struct remora *m, struct req *req)
 		remora_first_drop(m);
 		return false;
 	}
-	first_serve(m, f->buf, f->range, req);
-	remora_first_drop(m);
+	first_give(m, req);
 	return true;
 }
 

@@ -233,6 +233,16 @@ static void the_first_read_comes_with_the_greeting(void **state)
 	assert_int_equal(store_read(c, 950 * KIB, b, 4), 0);
 	assert_string_equal((char *)b, "new");
 	store_close_wait(c);
+	/* Whoever reads on in order gets all of it. */
+	o.first = range_of(0, 256 * KIB);
+	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);
+	for (size_t at = 0; at < 320 * KIB; at += 64 * KIB) {
+		assert_int_equal(store_read(c, at, b, 64 * KIB), 0);
+		assert_memory_equal(a + at, b, 64 * KIB);
+	}
+	remora_count(c, &n);
+	assert_int_equal(n.first_hits, 4);
+	store_close_wait(c);
 	/* Outside of the resource: no harm. */
 	o.first = range_of(5 * MIB, 100);
 	assert_int_equal(remora_connect(&c, w.loop, &o, NULL), 0);

@@ -139,6 +139,38 @@ int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *ret, st
 	return 0;
 }
 
+int range_parse(const char *text, struct range *ret, struct err *e)
+{
+	size_t len = strcspn(text, "-+");
+	uint64_t first, second;
+	char off[SIZE_TEXT_MAX];
+	struct range r;
+
+	if (!text[len]) {
+		if (size_parse(text, &second, NULL))
+			goto bad;
+		r = range_of(0, second);
+	} else {
+		if (len >= sizeof(off))
+			goto bad;
+		memcpy(off, text, len);
+		off[len] = '\0';
+		if (size_parse(off, &first, NULL) || size_parse(text + len + 1, &second, NULL))
+			goto bad;
+		if (text[len] == '-' && second < first)
+			return err_set(e, -ERANGE, "'%s' ends before it begins", text);
+		r = text[len] == '-' ? range_between(first, second) : range_of(first, second);
+	}
+	if (!range_valid(r))
+		return err_set(e, -ERANGE, "'%s' is too long a range", text);
+	if (!r.len)
+		return err_set(e, -EINVAL, "'%s' is an empty range", text);
+	*ret = r;
+	return 0;
+bad:
+	return err_set(e, -EINVAL, "'%s' is not a range: write 1G-2G, 1G+64M or 64M", text);
+}
+
 static const char *format_scaled(double v, const char *unit, char *buf)
 {
 	if (v < 9.995 && v != (double)(uint64_t)v)

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/err.h"
+#include "base/range.h"
 
 /* All of `text` must be used. Fractions such as 1.5G are allowed where the result is a whole number
  * of bytes. */
@@ -24,6 +25,10 @@ MUST_USE int rate_parse(const char *text, uint64_t *ret_bytes_per_s, struct err 
 /* A number without unit. */
 MUST_USE int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *ret,
 			  struct err *e);
+
+/* A range of bytes, not empty: "OFF-END" (END is the first byte behind it), "OFF+LEN", or "LEN",
+ * which begins at 0; all of them sizes. It does not wrap, but may reach behind any resource. */
+MUST_USE int range_parse(const char *text, struct range *ret, struct err *e);
 
 /* "1.5 GiB", "64 KiB", "17 B"; "25 ms", "1.2 s". buf has SIZE_TEXT_MAX bytes; returns buf. */
 const char *size_format(uint64_t bytes, char *buf);

@@ -131,6 +131,42 @@ static void numbers_are_bounded(void **state)
 	assert_true(number_parse("99999999999999999999", 0, UINT64_MAX, &v, &e) < 0);
 }
 
+static void a_range_is_two_offsets_an_offset_and_a_length_or_a_length(void **state)
+{
+	static const char *const bad[] = { "",	   "-",	   "+",	    "1M-",   "-1M",    "+1M",  "1M+",
+					   "1M-2X", "X+1M", "1-2-3", "1 - 2", "1M:2M", "all" };
+	static const struct {
+		const char *text;
+		struct range range;
+	} good[] = {
+		{ "64M", { 0, 64 * MIB } },
+		{ "1M-2M", { MIB, MIB } },
+		{ "0-1", { 0, 1 } },
+		{ "1G+64K", { GIB, 64 * KIB } },
+		{ "0.5K+1.5K", { 512, 3 * KIB / 2 } },
+		{ "0-18446744073709551615", { 0, UINT64_MAX } },
+		{ "18446744073709551614+1", { UINT64_MAX - 1, 1 } },
+	};
+	struct range r = { 0 };
+	struct err e;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(good); i++) {
+		assert_int_equal(range_parse(good[i].text, &r, &e), 0);
+		assert_int_equal(r.off, good[i].range.off);
+		assert_int_equal(r.len, good[i].range.len);
+	}
+	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+		assert_int_equal(range_parse(bad[i], &r, &e), -EINVAL);
+		assert_non_null(strstr(e.text, "1G-2G"));
+	}
+	assert_int_equal(range_parse("2M-1M", &r, &e), -ERANGE);
+	assert_int_equal(range_parse("18446744073709551615+1", &r, &e), -ERANGE); /* wraps */
+	assert_int_equal(range_parse("0", &r, &e), -EINVAL);			    /* empty */
+	assert_int_equal(range_parse("1M-1M", &r, &e), -EINVAL);
+	assert_int_equal(range_parse("1M+0", &r, NULL), -EINVAL);
+}
+
 static void sizes_and_times_are_printed_short(void **state)
 {
 	char buf[SIZE_TEXT_MAX];
@@ -422,6 +458,7 @@ int main(void)
 		cmocka_unit_test(times_need_a_unit),
 		cmocka_unit_test(rates_are_bytes_or_bits),
 		cmocka_unit_test(numbers_are_bounded),
+		cmocka_unit_test(a_range_is_two_offsets_an_offset_and_a_length_or_a_length),
 		cmocka_unit_test(sizes_and_times_are_printed_short),
 		cmocka_unit_test(ranges_do_not_wrap),
 		cmocka_unit_test(ranges_cut_overlap_and_contain),

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/err.h"
 #include "base/range.h"
 
 struct near;
@@ -82,7 +83,11 @@ struct near {
 };
 
 /* A near store in a memfd that no program maps: for request front ends (file, block, network). */
-int near_memfd_open(struct near **ret, uint64_t size);
+MUST_USE int near_memfd_open(struct near **ret, uint64_t size);
+
+/* The same in a file in this directory: room on its disk instead of memory. The file never has a
+ * name, nothing of it survives. A full disk is -ENOSPC of put() and write(). Set-up code. */
+MUST_USE int near_dir_open(struct near **ret, const char *dir, uint64_t size, struct err *e);
 
 /* The memfd with its plain read, write and drop, shared by both kinds of near store. */
 int near_fd_read(int fd, uint64_t off, void *buf, size_t len);

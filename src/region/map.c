@@ -338,6 +338,7 @@ static void count_add(struct map *m, unsigned is, int by)
 	m->droppable += is & IS_DROPPABLE ? n : 0;
 	m->unflushed[0] += is & IS_UNFLUSHED_A ? n : 0;
 	m->unflushed[1] += is & IS_UNFLUSHED_B ? n : 0;
+	m->unsafe += is & (IS_BUSY | IS_UNFLUSHED) ? n : 0;
 }
 
 /* Every change ends here: `was` is what class_of() said before it. */
@@ -843,5 +844,6 @@ void map_assert_all(const struct map *m)
 	CHECK(all.held == m->held && touched == m->touched && m->full <= m->held);
 	CHECK(all.busy <= m->dirty + m->pushing &&
 	      all.unflushed <= m->unflushed[0] + m->unflushed[1]);
+	CHECK(m->unsafe >= MAX(all.busy, all.unflushed) && m->unsafe <= all.busy + all.unflushed);
 	CHECK(m->todo_count == bitmap_count(m->todo, m->chunks));
 }

@@ -77,6 +77,7 @@ struct map {
 	uint64_t touched; /* groups whose bytes take memory */
 	/* in chunks */
 	uint64_t held, full, dirty, pushing, pulling, droppable, unflushed[2];
+	uint64_t unsafe; /* dirty, under way to the far side, or unflushed */
 };
 
 /* chunk: power of two. rec_bytes: memory for page records. Fails when the map would be absurdly
@@ -188,6 +189,11 @@ void map_flag(struct map *m, uint64_t c, uint8_t set, uint8_t clear);
 
 uint64_t map_next(const struct map *m, uint64_t from, enum map_kind kind);
 uint64_t map_next_pullable(const struct map *m, uint64_t from, uint64_t end);
+
+/* Bytes that the far side would not have if both went down now: pages that are dirty or under way
+ * to it; of a chunk that has unflushed pushes all that is here, for it is no longer known which
+ * pages they were. Costs a look at each record. */
+uint64_t map_unsafe_bytes(const struct map *m);
 
 void map_todo_set(struct map *m, uint64_t c);
 void map_todo_clear(struct map *m, uint64_t c);

@@ -29,6 +29,40 @@ static bool kind_has(const struct map *m, uint64_t c, enum map_kind kind)
 	}
 }
 
+static bool chunk_unsafe(const struct map *m, uint64_t c)
+{
+	return kind_has(m, c, MAP_BUSY) || kind_has(m, c, MAP_UNFLUSHED);
+}
+
+/* What of a chunk with a record is not safe. */
+static uint64_t rec_unsafe_bytes(const struct map *m, struct map_rec *rec)
+{
+	const uint64_t *ours = rec_ours(m, rec);
+	const uint64_t *dirty = rec_dirty(m, rec), *pushing = rec_pushing(m, rec);
+	bool all = kind_has(m, rec->chunk, MAP_UNFLUSHED);
+	uint64_t len = map_range(m, rec->chunk, 1).len, bytes = 0;
+
+	for (uint32_t p = 0; (uint64_t)p * PAGE_BYTES < len; p++)
+		if (all ? bitmap_get(ours, p) : bitmap_get(dirty, p) || bitmap_get(pushing, p))
+			bytes += MIN(len - (uint64_t)p * PAGE_BYTES, (uint64_t)PAGE_BYTES);
+	return bytes;
+}
+
+uint64_t map_unsafe_bytes(const struct map *m)
+{
+	uint64_t bytes = m->unsafe << m->shift;
+
+	if (m->unsafe && chunk_unsafe(m, m->chunks - 1))
+		bytes -= (m->chunks << m->shift) - m->size;
+	for (uint32_t i = 0; m->unsafe && i < m->rec_fresh; i++) {
+		struct map_rec *rec = (void *)(m->recs + (size_t)i * m->rec_bytes);
+
+		if (rec->chunk != UINT64_MAX && chunk_unsafe(m, rec->chunk))
+			bytes -= map_range(m, rec->chunk, 1).len - rec_unsafe_bytes(m, rec);
+	}
+	return bytes;
+}
+
 uint64_t map_next(const struct map *m, uint64_t from, enum map_kind kind)
 {
 	for (uint64_t c = from; c < m->chunks;) {

@@ -109,6 +109,12 @@ struct region_status {
 	uint64_t local_bytes, dirty_bytes, unflushed_bytes, pulling_bytes, pushing_bytes;
 	uint64_t budget_bytes, inflight_bytes_max;
 	uint64_t pulled_bytes, pushed_bytes, evicted_bytes, faults_near, faults_far;
+	/* what a power cut here and there would take now, as map_unsafe_bytes() tells it; what a
+	 * mapped program has written since the last look for writes is not in it */
+	uint64_t unsafe_bytes;
+	/* reads and writes through region_store() that were answered at once; that had to wait */
+	uint64_t hits, misses;
+	uint64_t trip_ns; /* shortest round trip to the far store; 0 = not known yet */
 	uint64_t flushes, pull_errors, push_errors;
 	uint64_t collect_ns; /* how long the last look for writes that found some took */
 	struct hist fault_latency; /* of faults that had to wait for the far side */

@@ -250,7 +250,7 @@ struct region {
 	/* for status */
 	uint64_t pulled_bytes, pushed_bytes, evicted_bytes, faults_far, flushes, pull_errors,
 		push_errors;
-	uint64_t collect_ns;
+	uint64_t hits, misses, collect_ns;
 	struct hist fault_latency;
 	int last_err;
 	char last_why[128];

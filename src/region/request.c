@@ -217,15 +217,20 @@ static bool io_run(struct region *r, struct io *io)
 	return true;
 }
 
-static void io_begin(struct region *r, struct req *req)
+static void io_begin(struct region *r, struct req *req, bool waited)
 {
+	bool counts = req->op == REQ_READ || req->op == REQ_WRITE;
 	struct io *io = LIST_ENTRY(list_pop_front(&r->ios_idle), struct io, link);
 
 	*io = (struct io){ .req = req, .at = req->range.off, .seen = NO_CHUNK,
 			  .since_ns = loop_now(r->loop) };
 	list_push_back(&r->ios, &io->link);
-	if (!io_run(r, io))
+	if (!io_run(r, io)) {
+		waited = true;
 		region_kick(r);
+	}
+	r->hits += counts && !waited;
+	r->misses += counts && waited;
 }
 
 void requests_run(struct region *r)
@@ -235,7 +240,7 @@ void requests_run(struct region *r)
 	LIST_EACH(i, &r->ios)
 		(void)io_run(r, LIST_ENTRY(i, struct io, link));
 	while (!list_empty(&r->ios_idle) && (k = list_pop_front(&r->ios_waiting)))
-		io_begin(r, LIST_ENTRY(k, struct req, link));
+		io_begin(r, LIST_ENTRY(k, struct req, link), true);
 }
 
 void requests_pull_failed(struct region *r, struct range range, int err)
@@ -365,6 +370,6 @@ void request_submit(struct store *store, struct req *req)
 		if (list_empty(&r->ios_idle))
 			list_push_back(&r->ios_waiting, &req->link);
 		else
-			io_begin(r, req);
+			io_begin(r, req, false);
 	}
 }

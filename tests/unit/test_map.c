@@ -51,6 +51,30 @@ static void push_all_of(struct map *m, uint64_t c, bool ok, unsigned epoch)
 		map_push_end(m, c, at[count], len[count], ok, epoch);
 }
 
+/* Page by page, without the sums. */
+static uint64_t unsafe_counted(const struct map *m)
+{
+	uint64_t bytes = 0;
+
+	for (uint64_t c = 0; c < m->chunks; c++) {
+		struct map_rec *rec = map_rec(m, c);
+		bool unflushed = map_byte(m, c) & CHUNK_UNFLUSHED;
+		struct range r = map_range(m, c, 1);
+
+		for (uint32_t p = 0; p < map_pages(m, c); p++) {
+			bool here = map_page_here(m, c, p), busy;
+
+			busy = rec ? bitmap_get(rec_dirty(m, rec), p) ||
+					     bitmap_get(rec_pushing(m, rec), p) :
+				     map_state(m, c) >= CHUNK_DIRTY;
+			if (busy || (here && unflushed))
+				bytes += MIN(r.len - (uint64_t)p * PAGE_BYTES,
+					     (uint64_t)PAGE_BYTES);
+		}
+	}
+	return bytes;
+}
+
 static void a_sparse_terabyte_takes_little_memory(void **state)
 {
 	struct map *m = map_new(1 * TIB, CHUNK, 1 * MIB);
@@ -416,6 +440,8 @@ static void random_steps_against_a_model(void **state)
 
 			model_step(m, &r, c, page[c]);
 			model_compare(m, c, page[c]);
+			if (i % 16 == 0)
+				assert_int_equal(map_unsafe_bytes(m), unsafe_counted(m));
 		}
 		map_free(m);
 	}

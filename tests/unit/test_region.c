@@ -87,6 +87,35 @@ static void the_last_chunk_and_the_tail_are_pulled_and_pushed(void **state)
 	rig_free(t);
 }
 
+static void what_is_safe_and_what_had_to_wait_is_counted(void **state)
+{
+	struct rig *t = rig_new(SIZE + 100 * SECTOR, false, &plain);
+	struct region_status st;
+
+	(void)state;
+	region_status(t->w.region, &st);
+	assert_true(!st.hits && !st.misses && !st.trip_ns && !st.unsafe_bytes);
+	read_expect(t, 0, 4096, 1);
+	read_expect(t, 4096, 4096, 1);
+	read_expect(t, CHUNK, 512, 1);
+	region_status(t->w.region, &st);
+	assert_true(st.hits == 1 && st.misses == 2);
+	assert_true(st.trip_ns >= t->w.far->delay_min_ns && st.trip_ns <= 2 * NS_PER_S);
+	/* two pages of a chunk that is here, one of a chunk that is not, and the tail */
+	t->w.far->hold = true;
+	write_version(t, 4096, 8192, 2);
+	write_version(t, 5 * CHUNK, 4096, 2);
+	write_version(t, SIZE + 96 * SECTOR, 4 * SECTOR, 2);
+	region_status(t->w.region, &st);
+	assert_true(st.hits == 4 && st.misses == 2);
+	assert_int_equal(st.unsafe_bytes, 8192 + 4096 + 4 * SECTOR);
+	go(t);
+	assert_int_equal(do_op(t, REQ_FLUSH, 0, 0), 0);
+	region_status(t->w.region, &st);
+	assert_int_equal(st.unsafe_bytes, 0);
+	rig_free(t);
+}
+
 static void many_readers_and_a_dead_far_side_end_with_the_error(void **state)
 {
 	struct region_options o = { .chunk = CHUNK, .deadline_ns = 2 * NS_PER_S, .pull_all = true };
@@ -388,6 +417,7 @@ int main(void)
 		cmocka_unit_test(rule2_pull_never_overwrites_newer_write),
 		cmocka_unit_test(a_part_of_a_page_waits_for_its_chunk_and_a_whole_one_does_not),
 		cmocka_unit_test(the_last_chunk_and_the_tail_are_pulled_and_pushed),
+		cmocka_unit_test(what_is_safe_and_what_had_to_wait_is_counted),
 		cmocka_unit_test(many_readers_and_a_dead_far_side_end_with_the_error),
 		cmocka_unit_test(rule7_an_error_is_an_error_and_never_zeros),
 		cmocka_unit_test(policy_error_does_not_wait),

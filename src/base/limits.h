@@ -108,6 +108,13 @@
 #define REGION_ORDER_MAX (1u << 20)
 #define FLOW_WINDOW_MIN (1 * MIB)
 
+/* Profiles. */
+#define PROFILE_RANGES_MAX (64u * 1024) /* lines of one */
+#define PROFILE_TEXT_MAX (4 * MIB)
+#define PROFILE_GAP (64 * KIB)	  /* ranges used one after the other that are as near are one */
+#define PROFILE_PULLS_MAX 128u	  /* ranges asked for at a time */
+#define PROFILE_PRIORITY 1	  /* of them: before readahead, behind what people ask for */
+
 /* Specs. */
 #define SPEC_LEN_MAX 4096u
 #define SPEC_STAGES_MAX 16u

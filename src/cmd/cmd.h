@@ -121,13 +121,65 @@ void out_json_line(json_t *value);
 MUST_USE int out_end(int code);
 
 /* Colour codes, or "" where they are not wanted (no terminal, NO_COLOR, TERM=dumb). */
-enum out_color { OUT_PLAIN, OUT_BOLD, OUT_RED, OUT_GREEN, OUT_YELLOW, OUT_COLORS };
+enum out_color {
+	OUT_PLAIN,
+	OUT_BOLD,
+	OUT_DIM,
+	OUT_RED,
+	OUT_GREEN,
+	OUT_YELLOW,
+	OUT_BLUE,
+	OUT_MAGENTA,
+	OUT_CYAN,
+	OUT_COLORS
+};
 const char *out_color(FILE *f, enum out_color color);
 bool out_is_terminal(FILE *f);
-unsigned out_width(FILE *f); /* columns of the terminal; 80 when nobody knows */
+unsigned out_width(FILE *f);  /* columns of the terminal; 80 when nobody knows */
+unsigned out_height(FILE *f); /* lines; 24 when nobody knows */
+bool out_utf8(void);	      /* the locale's characters are UTF-8 */
 
 /* "1.2 GiB/s"; buf has SIZE_TEXT_MAX + 8 bytes. */
 const char *rate_format(uint64_t bytes, uint64_t ns, char *buf);
+
+/* ---- a progress line (meter.c): one look for all that takes its time ---- */
+
+struct meter {
+	const char *phase; /* "copy"; borrowed */
+	uint64_t done, size, start_ns, start_done;
+	uint64_t rate; /* bytes per second, over the last few */
+	/* where it was, for the rate */
+	struct {
+		uint64_t ns, done;
+	} mark[16];
+	unsigned marks;
+	uint64_t shown_ns;
+	bool shown;
+};
+
+void meter_start(struct meter *m, const char *phase, uint64_t now, uint64_t done, uint64_t size);
+void meter_step(struct meter *m, uint64_t now, uint64_t done); /* some five times a second */
+void meter_show(struct meter *m);  /* on stderr, over the line that is there */
+void meter_json(const struct meter *m, uint64_t now);
+void meter_clear(struct meter *m); /* takes the line away; before anything else is printed */
+/* All of it for those who are called when there is news, however often: not more than five times a
+ * second, and only on a terminal. The phase may change. */
+void meter_news(struct meter *m, const char *phase, uint64_t done, uint64_t size);
+
+/* ---- signals of commands without a loop (wake.c) ---- */
+
+struct wake {
+	int fd; /* can be read when something has happened; for poll() */
+	int signal_fd, timer_fd;
+	unsigned ended; /* how often SIGINT, SIGTERM or SIGHUP came, or the time was over */
+	bool resized;	/* the terminal has another size; cleared by who looks */
+};
+
+/* From now on these signals only wake. for_ns: it also ends by itself; NEVER_NS = not. */
+MUST_USE int wake_open(struct wake *wake, uint64_t for_ns, struct err *e);
+void wake_read(struct wake *wake);		     /* what has happened */
+void wake_wait(struct wake *wake, uint64_t ns); /* until something happens, or so long */
+void wake_close(struct wake *wake);
 
 /* Tells the process that started us that we are ready: the lines go to `fd`, which is closed. fd <
  * 0: nothing. */

@@ -93,7 +93,7 @@ MUST_USE int control_args(struct control_call *call, json_t *args,
 MUST_USE int control_log_open(struct control_log **ret, struct err *e);
 /* Behind everything that logs, and behind control_close(). NULL: nothing to do. */
 void control_log_close(struct control_log *log);
-/* From now on the log's lines are kept, those that are for stderr only with -v included. Before
+/* From now on the lines are kept, those that stderr has only with -v included. Before
  * there are threads. */
 void control_log_watch(struct control_log *log, struct env *env);
 
@@ -107,8 +107,8 @@ struct control_peer {
 	char kind[16];
 	char *target, *spec, *version, *path; /* path: of the socket */
 	struct control_lines *in;
-	/* The caller's, as found: -1, 0. While wake_fd can be read (signals), and when nothing comes
-	 * for silence_ns, waiting for an answer ends with -EINTR, -ETIMEDOUT. */
+	/* The caller's; as found: -1, 0. While wake_fd can be read (signals), waiting for an answer
+	 * ends with -EINTR; when nothing comes for silence_ns, with -ETIMEDOUT. */
 	int wake_fd;
 	uint64_t silence_ns;
 };

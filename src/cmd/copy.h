@@ -141,15 +141,8 @@ struct progress {
 	struct loop *loop;
 	struct timer timer;
 	enum progress_kind kind; /* AUTO has become: a line on a terminal */
-	const char *phase;
-	const uint64_t *done; /* counts up to size */
-	uint64_t size, start_ns, start_done;
-	/* where it was, for the rate of the last seconds */
-	struct {
-		uint64_t ns, done;
-	} mark[16];
-	unsigned marks;
-	bool shown;
+	const uint64_t *done;	 /* counts up to size */
+	struct meter meter;
 };
 
 void progress_start(struct progress *p, struct loop *loop, unsigned kind, const char *phase,

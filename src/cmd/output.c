@@ -155,8 +155,11 @@ bool out_is_terminal(FILE *f)
 
 const char *out_color(FILE *f, enum out_color color)
 {
-	static const char *const codes[OUT_COLORS] = { "\033[0m", "\033[1m", "\033[31m", "\033[32m",
-						       "\033[33m" };
+	static const char *const codes[OUT_COLORS] = {
+		[OUT_PLAIN] = "\033[0m",   [OUT_BOLD] = "\033[1m",	   [OUT_DIM] = "\033[2m",
+		[OUT_RED] = "\033[31m",	   [OUT_GREEN] = "\033[32m",   [OUT_YELLOW] = "\033[33m",
+		[OUT_BLUE] = "\033[34m",   [OUT_MAGENTA] = "\033[35m", [OUT_CYAN] = "\033[36m",
+	};
 	const char *no_color = getenv("NO_COLOR");
 
 	CHECK(color < OUT_COLORS);
@@ -172,6 +175,31 @@ unsigned out_width(FILE *f)
 	if (!ioctl(fileno(f), TIOCGWINSZ, &w) && w.ws_col)
 		return w.ws_col;
 	return columns && !number_parse(columns, 20, 10000, &n, NULL) ? (unsigned)n : 80;
+}
+
+unsigned out_height(FILE *f)
+{
+	const char *lines = getenv("LINES");
+	struct winsize w = { 0 };
+	uint64_t n;
+
+	if (!ioctl(fileno(f), TIOCGWINSZ, &w) && w.ws_row)
+		return w.ws_row;
+	return lines && !number_parse(lines, 4, 10000, &n, NULL) ? (unsigned)n : 24;
+}
+
+/* As the environment says, for a locale that is not installed here may well be the terminal's. */
+bool out_utf8(void)
+{
+	static const char *const names[] = { "LC_ALL", "LC_CTYPE", "LANG" };
+
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		const char *value = getenv(names[i]);
+
+		if (value && *value)
+			return strcasestr(value, "utf-8") || strcasestr(value, "utf8");
+	}
+	return false;
 }
 
 const char *rate_format(uint64_t bytes, uint64_t ns, char *buf)

@@ -8,7 +8,8 @@
 #
 # Nothing waits by sleeping: a server is ready when it says so.
 #
-# From the environment: REMORA, the command; MAPPER, the helper of mapper.c; CASE_S, seconds for one case.
+# From the environment: REMORA, the command; MAPPER, the helper of mapper.c; EXERCISE, that of tests/exercise; CASE_S, seconds
+# for one case.
 set -uo pipefail
 
 : "${REMORA:?the remora command}" "${MAPPER:?the helper mapper}"
@@ -140,6 +141,52 @@ asks() { # NAME LINE ANSWER
 	is "$answer" "$3" "$1: $2"
 }
 
+# ---- mounts ----
+
+# SPEC as the file FILE. Whoever is left at the end of the case is ended by force: say unmount_file.
+mount_file() { # NAME SPEC FILE [OPTION]...
+	local name=$1 spec=$2 file=$3
+	shift 3
+	start "$name" "$REMORA" mount --foreground "$@" "$spec" "$file" || return 1
+	echo "${pid_of[$name]}" >>mounts
+}
+
+# Everything is safe on the far side, and nothing is left here.
+unmount_file() { # NAME FILE
+	exits 0 timeout 60 "$REMORA" unmount "$2"
+	finished "$1"
+	is "$status_of" 0 "exit status of the mount $1"
+	nothing_mounted
+}
+
+nothing_mounted() {
+	! grep -F " $dir/" /proc/self/mounts
+}
+
+no_control_socket() {
+	! find "$REMORA_RUNTIME_DIR" -type s 2>/dev/null | grep .
+}
+
+# No process below this one waits in the kernel where no signal reaches it.
+no_process_hangs() {
+	local pid state
+	for pid in $(descendants $BASHPID); do
+		state=$(sed 's/^.*) \(.\).*/\1/' "/proc/$pid/stat" 2>/dev/null) || continue
+		[ "$state" != D ] || { echo "$pid is in state D: $(tr '\0' ' ' <"/proc/$pid/cmdline")"; return 1; }
+	done
+}
+
+# A mount whose process is dead answers everybody at once; its name goes with this.
+mounts_clear() {
+	local pid file
+	if [ -f mounts ]; then
+		while read -r pid; do kill -KILL "$pid" 2>/dev/null; done <mounts
+	fi
+	while read -r _ file _; do
+		[[ $file != "$dir"/* ]] || umount -l "$file" 2>/dev/null || fusermount3 -uz "$file"
+	done </proc/self/mounts
+}
+
 # ---- statements ----
 
 is() { # FOUND WANTED [WHAT]
@@ -201,6 +248,7 @@ descendants() { # PID
 case_end() {
 	local pid left=0
 	trap - EXIT
+	mounts_clear
 	if [ -f pids ]; then
 		while read -r pid; do
 			kill -TERM "$pid" 2>/dev/null
@@ -230,6 +278,7 @@ case_run() { # NAME NUMBER
 	dir=$root/$2 # short: a unix socket's path has 107 bytes at most
 	mkdir "$dir"
 	cd "$dir"
+	export REMORA_RUNTIME_DIR=$dir/run # control sockets: a case sees its own
 	trap failed_at ERR
 	trap 'rc=$?; case_end || rc=1; exit $rc' EXIT
 	trap 'exit 143' TERM

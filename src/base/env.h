@@ -34,6 +34,10 @@ static inline uint64_t env_now(const struct env *env)
 	return env->now_ns(env->arg);
 }
 
+/* The time of day in ns, for the time stamps that people see; nothing in the data path goes by it.
+ * Any thread. */
+uint64_t env_wall_ns(void);
+
 /* Asked at each named point where the world can fail and no test could make it fail from outside.
  */
 static inline int env_fault(const struct env *env, const char *point)

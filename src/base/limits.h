@@ -115,6 +115,12 @@
 #define PROFILE_PULLS_MAX 128u	  /* ranges asked for at a time */
 #define PROFILE_PRIORITY 1	  /* of them: before readahead, behind what people ask for */
 
+/* The file front end. */
+#define FILE_IO_MAX (1 * MIB)	  /* one READ or WRITE of the kernel's; larger ones are slower */
+#define FILE_REQS_MAX 64u	  /* the kernel's requests in flight; more of them wait there */
+#define FILE_BACKGROUND_MAX 48u	  /* of them readahead, writeback and asynchronous I/O */
+#define FILE_EXTENTS 1024u	  /* asked for at a time by SEEK_DATA and SEEK_HOLE */
+
 /* Specs. */
 #define SPEC_LEN_MAX 4096u
 #define SPEC_STAGES_MAX 16u
@@ -138,6 +144,9 @@ static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX),
 static_assert(REMORA_REQS_URGENT < REMORA_REQS_MAX, "others get some too");
 static_assert(REGION_UNIT <= REQ_LEN_MAX && REGION_SMALL < REGION_UNIT, "transfers fit in a request");
 static_assert(REGION_SMALL % PAGE_BYTES == 0, "small buffers hold whole pages");
+static_assert(FILE_IO_MAX % PAGE_BYTES == 0 && FILE_IO_MAX <= REQ_LEN_MAX, "whole pages, one request");
+static_assert(FILE_BACKGROUND_MAX < FILE_REQS_MAX, "who waits himself gets some too");
+static_assert(FILE_EXTENTS <= REQ_EXTENTS_MAX, "one answer");
 static_assert(REQ_LEN_MAX >= CHUNK_MAX, "a chunk travels in one request");
 
 #endif

@@ -72,6 +72,7 @@ struct file_call {
 	/* file.c's */
 	struct file *file;
 	struct link link;
+	int what;
 };
 
 /* Makes the kernel write back all pages that programs have written through mmap. */

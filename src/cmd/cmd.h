@@ -25,6 +25,7 @@ enum cmd_exit {
 	CMD_UNREACHABLE = 3, /* not found, nobody listens, no answer, no right to it */
 	CMD_DATA = 4,	     /* input or output error; a comparison found a difference */
 	CMD_INCOMPLETE = 5,  /* interrupted; what was done so far is safe and the rest can follow */
+	CMD_UNSAFE = 6,	     /* the far side did not take all that was written */
 };
 
 struct cmd {
@@ -38,6 +39,8 @@ int cmd_serve(int argc, char **argv);
 int cmd_list(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_copy(int argc, char **argv);
+int cmd_mount(int argc, char **argv);
+int cmd_unmount(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_link(int argc, char **argv);
 int cmd_bench(int argc, char **argv);

@@ -83,6 +83,9 @@ struct control_arg {
 	void *to; /* left alone when it is absent */
 	int64_t min, max;
 };
+/* A JSON string of any bytes: what is no UTF-8 becomes '?'. */
+json_t *control_text(const char *text);
+
 /* These members, of these types, and nothing else; or the call is answered with an error, and the
  * result is not 0. known may be NULL: no members at all. */
 MUST_USE int control_args(struct control_call *call, json_t *args,

@@ -7,9 +7,6 @@
 
 #define CONTROL_EVENTS_MAX 1000u
 
-/* A JSON string of any bytes: what is no UTF-8 becomes '?'. */
-json_t *control_text(const char *text);
-
 /* wake(arg), from the loop, some time after a line has come. */
 void control_log_listen(struct control_log *log, struct loop *loop, void (*wake)(void *arg),
 			void *arg);

@@ -10,8 +10,8 @@
  *
  * Invariants: a connection is freed only from conn_settle(), when it has ended (`gone`), nobody
  * holds it, no op and no post of it is out, and its call, if it has one, has been answered; what an
- * answer of a connection that is gone says goes nowhere. Bytes that wait to be sent are bounded: progress beyond
- * CONTROL_UNSENT_MAX, or nothing taken for STALL_NS, ends the connection.
+ * answer of a connection that is gone says goes nowhere. Bytes that wait to be sent are bounded:
+ * progress beyond CONTROL_UNSENT_MAX, or nothing taken for STALL_NS, ends the connection.
  *
  * Locking: none; loop thread.
  */

@@ -19,6 +19,8 @@ static const struct cmd commands[] = {
 	{ "list", "lists what a server serves", cmd_list },
 	{ "info", "tells about a resource", cmd_info },
 	{ "copy", "copies a resource to another", cmd_copy },
+	{ "mount", "makes a resource a file", cmd_mount },
+	{ "unmount", "ends that, when everything written is safe", cmd_unmount },
 	{ "doctor", "tells what this machine can do", cmd_doctor },
 	{ "link", "emulates a network: delay, rate, stalls, cuts", cmd_link },
 	{ "bench", "measures this machine, and Remora on it", cmd_bench },

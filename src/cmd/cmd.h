@@ -41,6 +41,12 @@ int cmd_info(int argc, char **argv);
 int cmd_copy(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
 int cmd_unmount(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_pull(int argc, char **argv);
+int cmd_flush(int argc, char **argv);
+int cmd_invalidate(int argc, char **argv);
+int cmd_log(int argc, char **argv);
+int cmd_record(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_link(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
@@ -137,6 +143,7 @@ enum out_color {
 	OUT_COLORS
 };
 const char *out_color(FILE *f, enum out_color color);
+const char *color_code(enum out_color color); /* wanted or not */
 bool out_is_terminal(FILE *f);
 unsigned out_width(FILE *f);  /* columns of the terminal; 80 when nobody knows */
 unsigned out_height(FILE *f); /* lines; 24 when nobody knows */

@@ -41,6 +41,20 @@ struct finder {
 	size_t seen_count;
 };
 
+/* Once for each process, however often a command looks. */
+static void silent_tell(pid_t pid, const char *path)
+{
+	static pid_t told[64];
+	static size_t count;
+
+	for (size_t i = 0; i < count; i++)
+		if (told[i] == pid)
+			return;
+	if (count < ARRAY_LEN(told))
+		told[count++] = pid;
+	say_note("process %d (%s) does not answer, it is left out", (int)pid, path);
+}
+
 /* ---- sockets ---- */
 
 /* "KIND-PID.sock" */
@@ -107,7 +121,7 @@ static void finder_add(struct finder *f, int dir, const char *path, const char *
 	if (r == -ECONNREFUSED)
 		socket_dead(dir, name, pid);
 	else if (r == -EAGAIN)
-		say_note("process %d (%s) does not answer, it is left out", (int)pid, full);
+		silent_tell(pid, full);
 }
 
 /* ---- directories ---- */
@@ -250,8 +264,7 @@ static void finder_wait(struct finder *f)
 		r = hello_read(peer, &e);
 		peer->silence_ns = 0;
 		if (r == -ETIMEDOUT)
-			say_note("process %d (%s) does not answer, it is left out", (int)peer->pid,
-				 peer->path);
+			silent_tell(peer->pid, peer->path);
 		else if (r && r != -ECONNRESET) /* that one is just ending */
 			say_note("%s; it is left out", e.text);
 		if (r)

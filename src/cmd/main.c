@@ -21,6 +21,12 @@ static const struct cmd commands[] = {
 	{ "copy", "copies a resource to another", cmd_copy },
 	{ "mount", "makes a resource a file", cmd_mount },
 	{ "unmount", "ends that, when everything written is safe", cmd_unmount },
+	{ "status", "tells what runs here, and how it is", cmd_status },
+	{ "pull", "fetches what a mount does not have yet", cmd_pull },
+	{ "flush", "makes safe what was written to a mount", cmd_flush },
+	{ "invalidate", "fetches anew what changed on the far side", cmd_invalidate },
+	{ "log", "tells what happened to a mount or server lately", cmd_log },
+	{ "record", "writes down what a mount's users read, for the next time", cmd_record },
 	{ "doctor", "tells what this machine can do", cmd_doctor },
 	{ "link", "emulates a network: delay, rate, stalls, cuts", cmd_link },
 	{ "bench", "measures this machine, and Remora on it", cmd_bench },
@@ -39,7 +45,7 @@ static void help_print(FILE *f)
 	fprintf(f, "remora: remote resources as memory, files and copies\n\n"
 		   "Usage: remora COMMAND [OPTION]... [ARGUMENT]...\n\nCommands:\n");
 	for (size_t i = 0; i < ARRAY_LEN(commands); i++)
-		fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].what);
+		fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].what);
 	fprintf(f,
 		"\n"
 		"  --help and --version; remora COMMAND --help tells about one.\n\n"

@@ -153,17 +153,23 @@ bool out_is_terminal(FILE *f)
 	return isatty(fileno(f)) && !(term && !strcmp(term, "dumb"));
 }
 
-const char *out_color(FILE *f, enum out_color color)
+const char *color_code(enum out_color color)
 {
 	static const char *const codes[OUT_COLORS] = {
 		[OUT_PLAIN] = "\033[0m",   [OUT_BOLD] = "\033[1m",	   [OUT_DIM] = "\033[2m",
 		[OUT_RED] = "\033[31m",	   [OUT_GREEN] = "\033[32m",   [OUT_YELLOW] = "\033[33m",
 		[OUT_BLUE] = "\033[34m",   [OUT_MAGENTA] = "\033[35m", [OUT_CYAN] = "\033[36m",
 	};
-	const char *no_color = getenv("NO_COLOR");
 
 	CHECK(color < OUT_COLORS);
-	return out_is_terminal(f) && !(no_color && *no_color) ? codes[color] : "";
+	return codes[color];
+}
+
+const char *out_color(FILE *f, enum out_color color)
+{
+	const char *no_color = getenv("NO_COLOR");
+
+	return out_is_terminal(f) && !(no_color && *no_color) ? color_code(color) : "";
 }
 
 unsigned out_width(FILE *f)

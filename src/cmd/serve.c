@@ -3,6 +3,7 @@
  * remora serve: resources for others, over the Remora protocol.
  *
  * Place: opens the stores that the specs name, gives them to front/server.h, waits for a signal.
+ * serve_status.c tells others about it.
  *
  * Invariants: everything that can be wrong with the command line or the resources is found before
  * the first listener opens, and nothing is announced before all of them are open. At the end, in
@@ -20,35 +21,13 @@
 #include "base/cleanup.h"
 #include "base/limits.h"
 #include "base/size.h"
-#include "cmd/cmd.h"
-#include "front/server.h"
+#include "cmd/serve.h"
 #include "store/spec.h"
 
 #define GRACE_NS (10 * NS_PER_S)    /* for requests in flight, at the end */
 #define CONNS_PER_CLIENT 4u	    /* with --max-clients */
 #define TAKE_OVER_NS (2 * NS_PER_S) /* for a killed predecessor's listener to be gone */
 #define TAKE_OVER_STEP_NS (10 * NS_PER_MS)
-
-struct resource {
-	const char *spec; /* borrowed from argv */
-	char name[NAME_LEN_MAX + 1];
-	bool name_given;
-	struct store *store;
-};
-
-struct serve {
-	struct run run;
-	struct common common;
-	struct server *server;
-	struct resource *resource;
-	size_t count;
-	struct sock_addr addr[OPT_LIST_MAX]; /* asked for, then taken */
-	bool stop, closed;
-	/* options */
-	struct opt_list listen;
-	bool read_only, no_list;
-	uint64_t max_clients, ready, grace_ns;
-};
 
 /* ---- names ---- */
 
@@ -302,6 +281,7 @@ static int serve_end(struct serve *s)
 			return CMD_FAILED;
 		code = resources_flush(s);
 	}
+	control_close(s->control);
 	for (size_t i = 0; i < s->count; i++)
 		store_close_wait(s->resource[i].store);
 	return code;
@@ -321,10 +301,12 @@ static int serve_run(struct serve *s, int argc, char **argv)
 		r = run_open(&s->run, &s->common, &e);
 	if (r)
 		return say_failed(&e, NULL);
+	serve_log_open(s);
 	r = resources_open(s, &e);
 	if (!r)
 		r = server_start(s, &e);
 	if (!r) {
+		serve_control_open(s);
 		s->run.on_signal = serve_signal;
 		r = announce(s, ready_fd, &e);
 	}
@@ -340,6 +322,7 @@ static int serve_run(struct serve *s, int argc, char **argv)
 					  : NULL);
 	end = serve_end(s);
 	run_close(&s->run);
+	control_log_close(s->log);
 	return code ? code : end;
 }
 

@@ -392,6 +392,12 @@ void server_count(const struct server *sv, struct server_counts *ret)
 	*ret = sv->counts;
 	ret->conns = sv->conn_count;
 	ret->greeted = sv->greeted;
+	ret->clients = 0;
+	LIST_EACH (k, &sv->conns) {
+		const struct sconn *c = LIST_ENTRY(k, struct sconn, link);
+
+		ret->clients += c->greeted && c->index == 0;
+	}
 }
 
 uint64_t server_instance(const struct server *sv)

@@ -52,6 +52,7 @@ struct server_options {
 
 struct server_counts {
 	unsigned conns, greeted; /* now */
+	unsigned clients;	 /* now: connections 0 that were greeted */
 	uint64_t sessions;	 /* welcomes of connections 0 */
 	/* dropped: broke the protocol, or was silent, stuck, or too slow to greet */
 	uint64_t accepted, refused, dropped;

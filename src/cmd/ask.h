@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the commands share that ask a running mount for one thing: pull, flush, invalidate, ... */
+#ifndef REMORA_CMD_ASK_H
+#define REMORA_CMD_ASK_H
+
+#include "cmd/control.h"
+
+struct ask {
+	struct control_peer peer;
+	struct wake wake;
+	struct meter meter;
+	const char *phase; /* what the progress line calls it, where the process does not say */
+	bool quiet;
+};
+
+/* Finds it, and sees to signals. A mount, or -EINVAL with `what` in the text ("flushed"); NULL: any
+ * process will do. Nothing to close when it fails. */
+MUST_USE int ask_open(struct ask *ask, const char *target, const char *what, uint64_t for_ns,
+		      struct err *e);
+void ask_close(struct ask *ask);
+
+/* control_ask(), with a progress line on a terminal. -EINTR: a signal. */
+MUST_USE int ask_run(struct ask *ask, const char *verb, json_t *args, json_t **ret, struct err *e);
+
+/* Members "off" and "len". */
+struct range;
+json_t *ask_range(json_t *args, const struct range *range);
+
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What serve.c, which serves, and serve_status.c, which tells about it, share. */
+#ifndef REMORA_CMD_SERVE_H
+#define REMORA_CMD_SERVE_H
+
+#include "base/limits.h"
+#include "cmd/control.h"
+#include "front/server.h"
+
+struct resource {
+	const char *spec; /* borrowed from argv */
+	char name[NAME_LEN_MAX + 1];
+	bool name_given;
+	struct store *store;
+};
+
+struct serve {
+	struct run run;
+	struct common common;
+	struct server *server;
+	struct resource *resource;
+	size_t count;
+	struct sock_addr addr[OPT_LIST_MAX]; /* asked for, then taken */
+	bool stop, closed;
+	struct control_log *log; /* either may be NULL: it serves without */
+	struct control *control;
+	uint64_t started_ns; /* since 1970 */
+	/* options */
+	struct opt_list listen;
+	bool read_only, no_list;
+	uint64_t max_clients, ready, grace_ns;
+};
+
+/* Keeps the log's lines for those who ask later. Behind run_open(). */
+void serve_log_open(struct serve *s);
+/* The control socket; when the server listens. Where there cannot be one there is a note. */
+void serve_control_open(struct serve *s);
+
+#endif

@@ -23,8 +23,16 @@
 #define LOG_LEN 50u
 #define OPS_MAX 32u
 
+struct log_entry {
+	uint64_t number, off, len;
+	const char *name;
+	int64_t result;
+	uint64_t start_ns, end_ns; /* 0: not over */
+};
+
 /* In memory that all processes share. */
 struct shared {
+	struct log_entry log[WORKERS_MAX][LOG_LEN];
 	atomic_bool stop;      /* somebody found a difference */
 	atomic_ullong ops;     /* done by all */
 	atomic_uint left;      /* workers that have not ended well */
@@ -41,12 +49,6 @@ struct options {
 	const char *loop;
 	uint64_t size, seed, seconds, processes, ops_max, budget;
 	bool direct, plain;
-};
-
-struct log_entry {
-	uint64_t number, off, len;
-	const char *name;
-	int64_t result;
 };
 
 /* Everything of a run. */
@@ -70,7 +72,6 @@ struct worker {
 	unsigned index;
 	struct rng rng;
 	uint64_t number, last_off;
-	struct log_entry log[LOG_LEN];
 	const char *name; /* of the operation that runs */
 	uint8_t *buf, *spare; /* OP_BYTES_MAX and two pages, page aligned */
 	int fd, direct_fd;
@@ -99,7 +100,6 @@ void worker_free(struct worker *w);
 struct range range_draw(struct worker *w, bool aligned);
 /* Bytes in anybody's stripe. */
 struct range range_draw_any(struct worker *w);
-bool owns_end(const struct worker *w);
 void bytes_draw(struct worker *w, void *buf, uint64_t len);
 /* Around a write of the worker's own pages; end takes over what was written. */
 void model_begin(struct worker *w, struct range r);

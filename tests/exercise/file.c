@@ -10,6 +10,11 @@
  * is what a program may rely on, so a worker that wrote through its map says msync() before it goes
  * around the page cache. Nobody else writes its pages.
  *
+ * A write(2) that FUSE's server refuses, or takes in part, makes the kernel forget the folio where
+ * it ended, which may be large, and with it what anybody wrote there through a map and has not
+ * synced; this is the kernel's, and no server can mend it. So a worker that is alone says msync()
+ * before it writes over the end, and several stay a folio away from it.
+ *
  * Invariants: no operation changes the size. A write that the file refuses, or takes in part, has
  * changed nothing else.
  *
@@ -26,6 +31,7 @@
 #include "exercise.h"
 
 #define PARTS 4
+#define FOLIO_BYTES_MAX (2ull << 20)
 
 static void opened(struct worker *w)
 {
@@ -316,15 +322,16 @@ static int64_t op_truncate(struct worker *w, struct log_entry *entry)
 static int64_t op_write_over_end(struct worker *w, struct log_entry *entry)
 {
 	uint64_t size = w->run->o.size, len, in;
-	struct range r = { size - 1 - rng_below(&w->rng, 2 * PAGE), 0 };
+	struct range r = { size - 1 - rng_below(&w->rng, 2 * PAGE) % size, 0 };
 	ssize_t n;
 
-	if (!owns_end(w) || size < 4 * PAGE || r.off < (size - 1) / w->run->stripe * w->run->stripe)
-		r.off = size + rng_below(&w->rng, PAGE);
+	if (w->run->o.processes > 1)
+		r.off = (size / FOLIO_BYTES_MAX + 1) * FOLIO_BYTES_MAX + rng_below(&w->rng, PAGE);
 	in = r.off < size ? size - r.off : 0;
 	len = in + 1 + rng_below(&w->rng, 2 * PAGE);
 	noted(entry, (struct range){ r.off, len });
 	bytes_draw(w, w->buf, len);
+	map_settle(w);
 	model_begin(w, (struct range){ r.off, in });
 	n = pwrite(w->fd, w->buf, len, (off_t)r.off);
 	if (n > (ssize_t)in)

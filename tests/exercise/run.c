@@ -55,11 +55,6 @@ static uint64_t stripe_count(const struct run *run)
 	return (run->o.size + run->stripe - 1) / run->stripe;
 }
 
-bool owns_end(const struct worker *w)
-{
-	return (stripe_count(w->run) - 1) % w->run->o.processes == w->index;
-}
-
 static uint64_t length_draw(struct worker *w)
 {
 	switch (rng_below(&w->rng, 8)) {
@@ -200,6 +195,35 @@ void check_bytes(struct worker *w, uint64_t off, const void *buf, uint64_t len)
 		     (unsigned long long)off);
 }
 
+/* Times are those until now; the others go on meanwhile. */
+static void log_print(const struct run *run, unsigned index)
+{
+	const struct log_entry *log = run->shared->log[index];
+	uint64_t now = now_ns();
+	unsigned first = 0;
+
+	for (unsigned i = 1; i < LOG_LEN; i++)
+		if (log[i].number < log[first].number)
+			first = i;
+	fprintf(stderr, "  the last operations of worker %u, from and to (us ago):\n", index);
+	for (unsigned i = 0; i < LOG_LEN; i++) {
+		const struct log_entry *entry = &log[(first + i) % LOG_LEN];
+
+		if (!entry->name)
+			continue;
+		fprintf(stderr, "  %8llu %-12s %12llu + %-8llu = %-8lld %8llu",
+			(unsigned long long)entry->number, entry->name,
+			(unsigned long long)entry->off, (unsigned long long)entry->len,
+			(long long)entry->result,
+			(unsigned long long)(now - entry->start_ns) / 1000);
+		if (entry->end_ns)
+			fprintf(stderr, " %8llu\n",
+				(unsigned long long)(now - entry->end_ns) / 1000);
+		else
+			fprintf(stderr, " ...\n");
+	}
+}
+
 void fail(struct worker *w, const char *fmt, ...)
 {
 	va_list ap;
@@ -212,16 +236,9 @@ void fail(struct worker *w, const char *fmt, ...)
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap);
 	va_end(ap);
-	fprintf(stderr, "\n  stripes of %llu bytes; the last operations of this worker:\n",
-		(unsigned long long)w->run->stripe);
-	for (uint64_t n = w->number > LOG_LEN ? w->number - LOG_LEN + 1 : 1; n <= w->number; n++) {
-		const struct log_entry *entry = &w->log[n % LOG_LEN];
-
-		fprintf(stderr, "  %8llu %-12s %12llu + %-8llu = %lld\n",
-			(unsigned long long)entry->number, entry->name ? entry->name : "?",
-			(unsigned long long)entry->off, (unsigned long long)entry->len,
-			(long long)entry->result);
-	}
+	fprintf(stderr, "\n  stripes of %llu bytes\n", (unsigned long long)w->run->stripe);
+	for (unsigned i = 0; i < w->run->o.processes; i++)
+		log_print(w->run, i);
 	fflush(stderr);
 	_exit(1);
 }
@@ -261,11 +278,14 @@ void worker_run(struct worker *w, const struct op_kind *kinds, unsigned count)
 	while (!atomic_load(&shared->stop) && now_ns() < run->deadline_ns &&
 	       w->number < run->o.ops_max) {
 		const struct op_kind *kind = kind_draw(w, kinds, count);
-		struct log_entry *entry = &w->log[++w->number % LOG_LEN];
+		struct log_entry *entry = &shared->log[w->index][++w->number % LOG_LEN];
 
-		*entry = (struct log_entry){ .number = w->number, .name = kind->name };
+		*entry = (struct log_entry){
+			.number = w->number, .name = kind->name, .start_ns = now_ns()
+		};
 		w->name = kind->name;
 		entry->result = kind->run(w, entry);
+		entry->end_ns = now_ns();
 		if (entry->result == -EOPNOTSUPP)
 			atomic_fetch_add(&shared->unsupported[kind - kinds], 1);
 		else

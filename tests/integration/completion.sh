@@ -9,7 +9,7 @@ share=$(cd "$(dirname "$0")/../../share/completion" && pwd)
 
 # What bash offers behind this line, one a line, in `stdout`.
 offers() { # LINE
-	REMORA_RUNTIME_DIR=$dir/run bash --norc -c '
+	bash --norc -c '
 		source "$1"
 		COMP_LINE=$3 COMP_POINT=${#3} COMP_WORDS=($3) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 		_remora "$2"
@@ -91,10 +91,12 @@ case_sockets_and_the_resources_behind_them() {
 }
 
 case_targets_are_what_runs() {
-	"$REMORA" status --help >/dev/null 2>&1 || skip "there is no remora status"
-	export REMORA_RUNTIME_DIR=$dir/run
 	serve s a=memory:1M
-	gives 'remora status unix' "$dir/s.sock"
+	serve t a=memory:1M
+	gives 'remora status ' "unix:$dir/s.sock" "unix:$dir/t.sock"
+	gives "remora flush unix:$dir/t" "$dir/t.sock"
+	gives "remora log --last 5 'unix:$dir/s" "unix:$dir/s.sock"
+	gives "remora pull unix:$dir/s.sock a" all
 }
 
 # Types a line and TAB into a zsh in a terminal, until it shows that.

@@ -13,7 +13,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cmd/control_int.h"
 
@@ -63,18 +62,15 @@ void control_log_close(struct control_log *log)
 
 static void keep(struct control_log *log, enum log_level level, const char *text)
 {
-	struct timespec now;
 	struct event *ev;
 	char *copy = strdup(text);
 
 	if (!copy)
 		return;
-	clock_gettime(CLOCK_REALTIME, &now);
 	pthread_mutex_lock(&log->lock);
 	ev = &log->at[log->count++ % EVENTS_MAX];
 	free(ev->text);
-	*ev = (struct event){ (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec, level,
-			      copy };
+	*ev = (struct event){ env_wall_ns(), level, copy };
 	if (log->loop && !log->posted) {
 		log->posted = true;
 		loop_post(log->loop, &log->post);

@@ -107,9 +107,6 @@ struct mount {
 	unsigned samples; /* ever */
 	struct timer sampler;
 	uint64_t asked_ns; /* when status was asked for last */
-	/* last error, and when it was seen first; 0 = none */
-	char error_seen[160];
-	uint64_t error_ns;
 
 	/* recording */
 	struct recorder *recorder;
@@ -149,6 +146,5 @@ bool mount_up(struct mount *m, struct control_call *call); /* or it is answered 
 /* mount_status.c */
 void mount_status(void *arg, struct control_call *call, json_t *args); /* the verb */
 void mount_sample(struct mount *m);
-uint64_t mount_wall_ns(void); /* since 1970 */
 
 #endif

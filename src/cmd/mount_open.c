@@ -312,7 +312,7 @@ int mount_open(struct mount *m, struct err *e)
 	}
 	if (!r)
 		r = control_start(m, e);
-	m->started_ns = mount_wall_ns();
+	m->started_ns = env_wall_ns();
 	m->up = !r;
 	return r;
 }

@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "cmd/mount.h"
@@ -29,14 +28,6 @@
 #define CELL_CHUNKS 256u	    /* of a cell that are looked at, at most */
 #define LOOKS_MAX (4u * 1024 * 1024) /* of a map */
 #define STATUS_TEXT_MAX 512u
-
-uint64_t mount_wall_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
 
 static void put_int(json_t *to, const char *name, uint64_t value)
 {
@@ -179,23 +170,22 @@ static void region_counted(struct mount *m, json_t *to)
 	mount_sample(m);
 }
 
-/* When it came is when it was seen first: sampling and this look at it. */
+/* A store alone does not know when it was. */
 static json_t *last_error(struct mount *m)
 {
 	int err = m->region ? m->status.last_err : m->store->last_err;
 	const char *why = m->region ? m->status.last_why : m->store->last_why, *code;
-	char now[sizeof(m->error_seen)];
+	json_t *ret;
 
 	if (!err)
 		return json_null();
-	snprintf(now, sizeof(now), "%d %s", err, why);
-	if (strcmp(now, m->error_seen)) {
-		memcpy(m->error_seen, now, sizeof(now));
-		m->error_ns = mount_wall_ns();
-	}
 	code = strerrorname_np(-err);
-	return json_pack("{s:s, s:s, s:I}", "code", code ? code : "EIO", "text",
-			 *why ? why : strerror(-err), "time_ns", (json_int_t)m->error_ns);
+	ret = json_pack("{s:s, s:o}", "code", code ? code : "EIO", "text",
+			control_text(*why ? why : strerror(-err)));
+	if (ret && m->region)
+		put_int(ret, "time_ns",
+			env_wall_ns() - (loop_now_fresh(m->run.loop) - m->status.last_err_ns));
+	return ret;
 }
 
 /* ---- the map ---- */

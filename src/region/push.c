@@ -70,6 +70,12 @@ void push_written(struct region *r)
 	region_kick(r);
 }
 
+/* A FLUSH request that waits for the round before it has waited in vain since then. */
+static uint64_t next_since(const struct region *r, const struct link *k)
+{
+	return MAX(LIST_ENTRY(k, struct req, link)->start_ns, r->round.progress_ns);
+}
+
 /* When push_run() has to be called again by itself. */
 uint64_t push_next_ns(struct region *r)
 {
@@ -79,6 +85,8 @@ uint64_t push_next_ns(struct region *r)
 		at = MIN(at, r->push_retry_ns);
 	if (r->round.active && !list_empty(&r->round.waiting))
 		at = MIN(at, policy_expiry(r, r->round.progress_ns));
+	if (r->round.active && !list_empty(&r->flush_next))
+		at = MIN(at, policy_expiry(r, next_since(r, list_first(&r->flush_next))));
 	return at;
 }
 
@@ -532,10 +540,20 @@ static void round_pushed(struct region *r)
 /* The far side does not move: whoever waits is told; the round goes on for itself. */
 static void round_expire(struct region *r)
 {
-	if (list_empty(&r->round.waiting) ||
-	    !policy_expired(r, r->round.progress_ns, loop_now(r->loop)))
+	static const char why[] = "flush: the far side does not answer";
+	uint64_t now = loop_now(r->loop);
+	struct link *k;
+
+	/* in the order in which they came */
+	while (r->round.active && (k = list_first(&r->flush_next)) &&
+	       next_since(r, k) <= now && policy_expired(r, next_since(r, k), now)) {
+		link_remove(k);
+		region_error(r, -ETIMEDOUT, why);
+		req_done(LIST_ENTRY(k, struct req, link), -ETIMEDOUT);
+	}
+	if (list_empty(&r->round.waiting) || !policy_expired(r, r->round.progress_ns, now))
 		return;
-	region_error(r, -ETIMEDOUT, "flush: the far side does not answer");
+	region_error(r, -ETIMEDOUT, why);
 	round_answer(r, -ETIMEDOUT);
 }
 

@@ -55,6 +55,7 @@ void region_flag(struct region *r, uint64_t c, uint8_t set, uint8_t clear)
 void region_error(struct region *r, int err, const char *why)
 {
 	r->last_err = err;
+	r->last_err_ns = loop_now(r->loop);
 	snprintf(r->last_why, sizeof(r->last_why), "%s", why ? why : strerror(-err));
 }
 
@@ -521,6 +522,7 @@ void region_status(struct region *r, struct region_status *ret)
 		.collect_ns = r->collect_ns,
 		.fault_latency = r->fault_latency,
 		.last_err = r->last_err,
+		.last_err_ns = r->last_err_ns,
 		.far_lost = r->far_lost,
 	};
 	memcpy(ret->last_why, r->last_why, sizeof(ret->last_why));

@@ -119,6 +119,7 @@ struct region_status {
 	uint64_t collect_ns; /* how long the last look for writes that found some took */
 	struct hist fault_latency; /* of faults that had to wait for the far side */
 	int last_err;
+	uint64_t last_err_ns; /* when, on the loop's clock */
 	char last_why[128];
 	bool far_lost;
 };

@@ -253,6 +253,7 @@ struct region {
 	uint64_t hits, misses, collect_ns;
 	struct hist fault_latency;
 	int last_err;
+	uint64_t last_err_ns;
 	char last_why[128];
 
 	struct extent extents_at[REQ_EXTENTS_MAX];

@@ -190,6 +190,32 @@ static void a_flush_ends_when_the_far_side_does_not_answer(void **state)
 	rig_free(t);
 }
 
+static void a_flush_behind_a_far_flush_that_hangs_ends_in_time(void **state)
+{
+	struct region_options o = plain;
+	struct rig *t;
+
+	(void)state;
+	o.deadline_ns = 2 * NS_PER_S;
+	t = rig_new(SIZE, false, &o);
+	write_version(t, 0, 4096, 2);
+	pass(t, 2 * NS_PER_S); /* pushed by itself, not flushed */
+	t->w.far->hold = true;
+	submit(t, 0, REQ_FLUSH, 0, 0);
+	pass(t, NS_PER_S);
+	submit(t, 1, REQ_FLUSH, 0, 0);
+	pass(t, NS_PER_S + NS_PER_S / 2);
+	assert_int_equal(t->err[0], -ETIMEDOUT);
+	assert_false(t->done[1]);
+	pass(t, NS_PER_S);
+	assert_true(t->done[0] && t->done[1]);
+	assert_int_equal(t->err[1], -ETIMEDOUT);
+	go(t);
+	assert_int_equal(do_op(t, REQ_FLUSH, 0, 0), 0);
+	expect(t->w.far->durable, 0, 4096, 2);
+	rig_free(t);
+}
+
 static void writes_of_a_mapped_program_are_found_and_pushed(void **state)
 {
 	struct region_options o = plain;
@@ -368,6 +394,7 @@ int main(void)
 		cmocka_unit_test(a_flush_is_not_starved_by_a_writer),
 		cmocka_unit_test(flushes_at_the_same_time_share_their_trip),
 		cmocka_unit_test(a_flush_ends_when_the_far_side_does_not_answer),
+		cmocka_unit_test(a_flush_behind_a_far_flush_that_hangs_ends_in_time),
 		cmocka_unit_test(writes_of_a_mapped_program_are_found_and_pushed),
 		cmocka_unit_test(a_private_copy_pushes_nothing),
 		cmocka_unit_test(rule8_memory_stays_within_the_budget),

@@ -15,7 +15,7 @@
 #include "cmd/ask.h"
 #include "cmd/status.h"
 
-int ask_open(struct ask *ask, const char *target, const char *what, uint64_t for_ns, struct err *e)
+int ask_open(struct ask *ask, const char *target, const char *what, struct err *e)
 {
 	int r = control_find(&ask->peer, target, e);
 
@@ -25,7 +25,7 @@ int ask_open(struct ask *ask, const char *target, const char *what, uint64_t for
 		r = err_set(e, -EINVAL, "%s is a server: only a mount can be %s",
 			    ask->peer.target, what);
 	if (!r)
-		r = wake_open(&ask->wake, for_ns, e);
+		r = wake_open(&ask->wake, NEVER_NS, e);
 	if (r) {
 		control_peer_done(&ask->peer);
 		return r;

@@ -15,8 +15,7 @@ struct ask {
 
 /* Finds it, and sees to signals. A mount, or -EINVAL with `what` in the text ("flushed"); NULL: any
  * process will do. Nothing to close when it fails. */
-MUST_USE int ask_open(struct ask *ask, const char *target, const char *what, uint64_t for_ns,
-		      struct err *e);
+MUST_USE int ask_open(struct ask *ask, const char *target, const char *what, struct err *e);
 void ask_close(struct ask *ask);
 
 /* control_ask(), with a progress line on a terminal. -EINTR: a signal. */

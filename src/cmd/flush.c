@@ -36,7 +36,7 @@ static int flush_run(struct ask *ask, const char *target, bool json)
 {
 	json_t *answer = NULL;
 	struct err e = { 0 };
-	int r = ask_open(ask, target, "flushed", NEVER_NS, &e), code = CMD_OK;
+	int r = ask_open(ask, target, "flushed", &e), code = CMD_OK;
 
 	if (r)
 		return say_failed(&e, NULL);

@@ -18,7 +18,7 @@ static int invalidate_run(struct ask *ask, const char *target, const struct rang
 {
 	json_t *args = json_object(), *answer = NULL;
 	struct err e = { 0 };
-	int r = ask_open(ask, target, "invalidated", NEVER_NS, &e);
+	int r = ask_open(ask, target, "invalidated", &e);
 
 	if (range && args)
 		ask_range(args, range);

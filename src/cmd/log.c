@@ -75,7 +75,7 @@ static int log_run(struct log_show *l, const char *target, uint64_t last)
 	json_t *args = json_pack("{s:b, s:I}", "follow", l->follow, "last", (json_int_t)last),
 	       *answer = NULL;
 	struct err e = { 0 };
-	int r = ask_open(&l->ask, target, NULL, NEVER_NS, &e);
+	int r = ask_open(&l->ask, target, NULL, &e);
 
 	if (r) {
 		json_decref(args);

@@ -19,7 +19,7 @@ static int pull_run(struct ask *ask, const char *target, const struct range *ran
 	json_t *args = json_pack("{s:I, s:b}", "priority", (json_int_t)priority, "wait",
 				 !background);
 	struct err e = { 0 };
-	int r = ask_open(ask, target, "pulled", NEVER_NS, &e);
+	int r = ask_open(ask, target, "pulled", &e);
 
 	if (range && args)
 		ask_range(args, range);

@@ -37,7 +37,8 @@ struct record {
 	int fd; /* of temp */
 	struct profile profile;
 	int error; /* of profile_add() */
-	uint64_t for_ns;
+	uint64_t for_ns, lost;
+	int ready_fd; /* -1 = none, or told */
 };
 
 /* ---- the file ---- */
@@ -121,18 +122,32 @@ static void record_news(void *arg, json_t *what)
 	json_int_t off = json_integer_value(json_array_get(range, 0)),
 		   len = json_integer_value(json_array_get(range, 1));
 
-	if (!range)
+	if (!range) {
+		struct err e;
+
+		/* the first of them says that it records */
+		if (ready_tell(rec->ready_fd, "recording\n", &e))
+			say_error("%s", e.text);
+		rec->ready_fd = -1;
+		rec->lost = (uint64_t)json_integer_value(json_object_get(what, "lost"));
 		record_show(rec);
-	else if (!rec->error && off >= 0 && len > 0)
+	} else if (!rec->error && off >= 0 && len > 0) {
 		rec->error = profile_add(&rec->profile, range_of((uint64_t)off, (uint64_t)len));
+	}
 }
 
 /* Until a signal, the time is over, or the mount ends. */
 static int record_wait(struct record *rec, struct err *e)
 {
 	struct control_peer *peer = &rec->ask.peer;
-	int r = control_ask(peer, "record", NULL, record_news, rec, NULL, e);
+	int r;
 
+	wake_close(&rec->ask.wake); /* a signal that has come is not lost: it is blocked */
+	r = wake_open(&rec->ask.wake, rec->for_ns, e);
+	if (r)
+		return r;
+	peer->wake_fd = rec->ask.wake.fd;
+	r = control_ask(peer, "record", NULL, record_news, rec, NULL, e);
 	while (r == -EINTR) {
 		wake_read(&rec->ask.wake);
 		if (rec->ask.wake.ended)
@@ -185,7 +200,7 @@ static int size_ask(struct record *rec, struct err *e)
 static int record_run(struct record *rec, const char *target)
 {
 	struct err e = { 0 };
-	int r = ask_open(&rec->ask, target, "recorded", rec->for_ns, &e);
+	int r = ask_open(&rec->ask, target, "recorded", &e);
 
 	if (r)
 		return say_failed(&e, NULL);
@@ -194,7 +209,7 @@ static int record_run(struct record *rec, const char *target)
 		r = size_ask(rec, &e);
 	if (!r)
 		r = record_wait(rec, &e);
-	if (!r && rec->error == -E2BIG)
+	if (!r && (rec->error == -E2BIG || rec->lost))
 		say_note("more ranges than a profile can have: the first ones are kept");
 	else if (!r && rec->error)
 		r = err_sys(&e, rec->error, "recording");
@@ -220,10 +235,12 @@ static const char record_more[] =
 
 int cmd_record(int argc, char **argv)
 {
-	struct record rec = { .fd = -1, .for_ns = NEVER_NS };
-	uint64_t for_ns = 0;
+	struct record rec = { .fd = -1, .for_ns = NEVER_NS, .ready_fd = -1 };
+	uint64_t for_ns = 0, ready = UINT64_MAX;
 	const struct opt options[] = {
 		{ "for", 0, OPT_TIME, "TIME", "ends by itself after this time", &for_ns },
+		{ "ready-fd", 0, OPT_NUMBER, "N",
+		  "writes a line to descriptor N and closes it when it records", &ready },
 		{ 0 },
 	};
 	const struct usage usage = {
@@ -236,9 +253,12 @@ int cmd_record(int argc, char **argv)
 		.json = true,
 	};
 	int r = options_parse(&usage, &rec.common, argc, argv);
+	struct err e;
 
 	if (r >= 0)
 		return r;
+	if (ready != UINT64_MAX && ready_check(ready, &rec.ready_fd, &e))
+		return say_failed(&e, NULL);
 	if (for_ns)
 		rec.for_ns = for_ns;
 	rec.path = argv[optind + 1];

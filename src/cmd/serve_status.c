@@ -183,6 +183,7 @@ void serve_control_open(struct serve *s)
 	struct err e;
 
 	target_make(s, target, sizeof(target));
+	log_info(&s->run.env.log, "listening on %s", target);
 	if (control_open(&s->control, s->run.loop, &options, &e) && !s->common.quiet)
 		say_note("%s; remora status does not see this server", e.text);
 }

@@ -17,7 +17,7 @@
 #include "cmd/status.h"
 
 #define WIDE_COLUMNS 100u  /* from here on rates are told apart */
-#define OTHER_COLUMNS 56u  /* but for the target */
+#define OTHER_COLUMNS 59u  /* but for the target */
 #define RATE_COLUMNS 12u
 #define TARGET_MIN 12u
 #define TARGET_MAX 60u

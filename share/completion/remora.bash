@@ -173,7 +173,7 @@ _remora_value() { # WHAT
 	case $what in
 	*\|*) _remora_match < <(tr '|' '\n' <<<"$what" | sed -n 's/^\([a-z0-9_=-][a-z0-9_=-]*\).*/\1/p') ;;
 	SPEC | SRC | DST) _remora_spec ;;
-	ADDR) _remora_address ;;
+	ADDR | unix:PATH) _remora_address ;;
 	TARGET) _remora_target ;;
 	DIR | DIRECTORY) _remora_files '' "$cur" d ;;
 	FILE | PATH | PROFILE) _remora_files '' "$cur" ;;

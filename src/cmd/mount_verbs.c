@@ -334,11 +334,20 @@ static void record_end(struct work *w, int err)
 	work_end(w, err, NULL);
 }
 
+static void record_tell(struct work *w)
+{
+	struct recorder_count n;
+
+	recorder_count(w->m->recorder, &n);
+	control_progress(w->call, json_pack("{s:I, s:I, s:I}", "ranges", (json_int_t)n.ranges,
+					    "bytes", (json_int_t)n.bytes, "lost",
+					    (json_int_t)n.lost));
+}
+
 static void record_look(struct work *w)
 {
 	struct mount *m = w->m;
 	AUTO_FREE struct range *ranges = NULL;
-	struct recorder_count n;
 	size_t count;
 
 	if (!w->call || !m->recorder)
@@ -355,10 +364,7 @@ static void record_look(struct work *w)
 		control_progress(w->call,
 				 json_pack("{s:[I,I]}", "range", (json_int_t)ranges[i].off,
 					   (json_int_t)ranges[i].len));
-	recorder_count(m->recorder, &n);
-	control_progress(w->call, json_pack("{s:I, s:I, s:I}", "ranges", (json_int_t)n.ranges,
-					    "bytes", (json_int_t)n.bytes, "lost",
-					    (json_int_t)n.lost));
+	record_tell(w);
 	/* There is more: soon, but not all at once. */
 	w->tick_ns = count < RECORD_LINES ? RECORD_NS : RECORD_NS / 20;
 }
@@ -371,6 +377,8 @@ static void record_dropped(struct file_call *file, int err)
 	if (err && w->call)
 		log_warn(&w->m->run.env.log,
 			 "record: the kernel keeps what it has cached: uses of that are not seen");
+	if (w->call && w->m->recorder)
+		record_tell(w); /* from now on everything is seen: who waits for that can go on */
 	work_settle(w);
 }
 

@@ -31,12 +31,14 @@ struct fake {
 	char *path, hello[256];
 	const char *answer; /* to every verb but hello; NULL: ends the connection */
 	bool deaf;	    /* never answers anything */
+	pthread_mutex_t lock; /* guards hello, while the thread runs */
 };
 
 struct fixture {
 	char dir[64], work[64];
 	struct fake fake[FAKES];
 	size_t count;
+	char *text; /* an answer that a fake may have until it ends */
 };
 
 /* Answers what comes on one connection, a line at a time. */
@@ -51,11 +53,14 @@ static void serve_one(struct fake *f, int fd)
 
 		if (line[len++] != '\n')
 			continue;
+		pthread_mutex_lock(&f->lock);
 		answer = memmem(line, len, "\"hello\"", 7) ? f->hello : f->answer;
+		if (answer)
+			send(fd, answer, strlen(answer), MSG_NOSIGNAL);
+		pthread_mutex_unlock(&f->lock);
 		len = 0;
 		if (!answer)
 			break;
-		send(fd, answer, strlen(answer), MSG_NOSIGNAL);
 	}
 	close(fd);
 }
@@ -77,7 +82,7 @@ static struct fake *fake_start(struct fixture *x, const char *kind, int pid, con
 	struct fake *f = &x->fake[x->count++];
 
 	assert_true(x->count <= FAKES);
-	*f = (struct fake){ .answer = answer };
+	*f = (struct fake){ .answer = answer, .lock = PTHREAD_MUTEX_INITIALIZER };
 	assert_true(asprintf(&f->path, "%s/%s-%d.sock", x->dir, kind, pid) > 0);
 	snprintf(f->hello, sizeof(f->hello),
 		 "{\"ok\":true,\"kind\":\"%s\",\"pid\":%d,\"target\":\"%s\",\"spec\":\"memory:1M\","
@@ -127,6 +132,7 @@ static int tear_down(void **state)
 	if (rmdir(x->dir) || rmdir(x->work))
 		return -1;
 	unsetenv("REMORA_RUNTIME_DIR");
+	free(x->text);
 	free(x);
 	return 0;
 }
@@ -268,9 +274,13 @@ static void one_that_does_not_answer_is_left_out(void **state)
 
 static void what_says_nonsense_is_left_out(void **state)
 {
-	static const char *const bad[] = { "{}\n", "nonsense\n", "[1]\n", "{\"ok\":true}\n",
-					   "{\"ok\":true,\"kind\":\"a kind that is too long\","
-					   "\"pid\":1,\"target\":\"x\",\"spec\":\"y\"}\n" };
+	static const char *const bad[] = {
+		"{}\n",
+		"nonsense\n",
+		"[1]\n",
+		"{\"ok\":true}\n",
+		"{\"ok\":true,\"kind\":\"a kind that is too long\",\"pid\":1,\"target\":\"x\",\"spec\":\"y\"}\n",
+	};
 	struct fixture *x = *state;
 	struct fake *f = fake_start(x, "mount", 4711, "/f", NULL);
 	struct control_peer *peer;
@@ -280,8 +290,9 @@ static void what_says_nonsense_is_left_out(void **state)
 	snprintf(f->hello, sizeof(f->hello), "%s", bad[0]);
 	fake_listen(f);
 	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
-		/* between two connections: the thread waits for the next one */
+		pthread_mutex_lock(&f->lock);
 		snprintf(f->hello, sizeof(f->hello), "%s", bad[i]);
+		pthread_mutex_unlock(&f->lock);
 		assert_int_equal(control_find_all(&peer, &count, &e), 0);
 		assert_int_equal(count, 0);
 		control_peers_free(peer, count);
@@ -401,7 +412,7 @@ static void a_long_answer_comes_whole(void **state)
 {
 	struct fixture *x = *state;
 	size_t len = 300 * KIB;
-	char *text = malloc(len + 64);
+	char *text = x->text = malloc(len + 64);
 	struct control_peer peer;
 	struct err e = { 0 };
 	json_t *answer;
@@ -415,7 +426,6 @@ static void a_long_answer_comes_whole(void **state)
 	assert_int_equal(json_string_length(json_object_get(answer, "map")), len);
 	json_decref(answer);
 	control_peer_done(&peer);
-	free(text);
 }
 
 int main(void)

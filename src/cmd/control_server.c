@@ -30,6 +30,7 @@
 #include "config.h"
 
 #define STALL_NS (30 * NS_PER_S)
+#define WATCH_NS (NS_PER_S / 5)    /* whether one who has said all is still there */
 #define RETRY_NS (100 * NS_PER_MS) /* no descriptors, no memory */
 #define CLOSE_NS NS_PER_S
 #define CONTROL_UNSENT_MAX (256u * 1024u)
@@ -50,9 +51,9 @@ struct cconn {
 	struct control *control;
 	struct link link;
 	int fd;
-	struct op rx, tx, hup;
+	struct op rx, tx;
 	struct post post; /* looks for the next line */
-	struct timer stall;
+	struct timer stall, watch;
 	struct text in, out, sending;
 	size_t looked; /* bytes of `in` that have no end of line */
 	struct control_call *call;
@@ -135,7 +136,7 @@ static void conn_settle(struct cconn *c)
 	struct control *ct = c->control;
 
 	if (!c->gone || c->held || c->call || op_pending(&c->rx) || op_pending(&c->tx) ||
-	    op_pending(&c->hup) || link_linked(&c->post.link))
+	    link_linked(&c->post.link))
 		return;
 	timer_clear(ct->loop, &c->stall);
 	loop_close_fd(ct->loop, c->fd);
@@ -170,9 +171,9 @@ static void conn_end(struct cconn *c)
 	if (!c->gone) {
 		c->gone = true;
 		timer_clear(c->control->loop, &c->stall);
+		timer_clear(c->control->loop, &c->watch);
 		op_cancel(c->control->loop, &c->rx);
 		op_cancel(c->control->loop, &c->tx);
-		op_cancel(c->control->loop, &c->hup);
 	}
 	if (c->following)
 		call_free(c->call);
@@ -603,24 +604,25 @@ static void conn_again(struct post *post)
 	conn_release(c);
 }
 
-static void conn_hung_up(struct op *op, int res)
+/* The peer says nothing more. When it is gone altogether nobody waits for an answer; to wait for
+ * just that is not what every engine can. */
+static void conn_watch(struct timer *timer)
 {
-	(void)res;
-	conn_end(CONTAINER_OF(op, struct cconn, hup));
-}
-
-/* The peer says nothing more. If it is gone altogether, nobody waits for an answer. */
-static void conn_eof(struct cconn *c)
-{
+	struct cconn *c = CONTAINER_OF(timer, struct cconn, watch);
 	struct pollfd p = { .fd = c->fd };
 
-	c->eof = true;
-	if (c->in.len && c->in.len <= CONTROL_LINE_MAX && c->in.at[c->in.len - 1] != '\n')
-		(void)!text_add(&c->in, "\n", 1);
 	if (poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR))
 		conn_end(c);
 	else
-		op_poll(c->control->loop, &c->hup, c->fd, POLLHUP);
+		timer_set(c->control->loop, timer, loop_now(c->control->loop) + WATCH_NS);
+}
+
+static void conn_eof(struct cconn *c)
+{
+	c->eof = true;
+	if (c->in.len && c->in.len <= CONTROL_LINE_MAX && c->in.at[c->in.len - 1] != '\n')
+		(void)!text_add(&c->in, "\n", 1);
+	conn_watch(&c->watch);
 }
 
 static void conn_received(struct op *op, int res)
@@ -664,8 +666,8 @@ static void conn_open(struct control *ct, int fd)
 		return;
 	}
 	*c = (struct cconn){ .control = ct, .fd = fd, .rx.done = conn_received,
-			     .tx.done = conn_sent, .hup.done = conn_hung_up,
-			     .post.run = conn_again, .stall.fire = conn_stalled };
+			     .tx.done = conn_sent, .post.run = conn_again,
+			     .stall.fire = conn_stalled, .watch.fire = conn_watch };
 	list_push_back(&ct->conns, &c->link);
 	ct->conn_count++;
 	if (peer_allowed(fd))

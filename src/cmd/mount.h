@@ -26,6 +26,7 @@ struct mount_first { /* --pull first= */
 
 enum end_phase {
 	END_NONE,
+	END_USERS,  /* somebody has it open: perhaps not any more in a moment */
 	END_SYNC,   /* the kernel writes back what it has */
 	END_FLUSH,  /* the store makes it safe */
 	END_DETACH, /* the mount is taken away */

@@ -2,7 +2,8 @@
 /*
  * Unmounting: nothing that can be saved is lost, and nobody waits for ever.
  *
- *            unmount, SIGTERM                   written meanwhile (at most ROUNDS_MAX times)
+ *         unmount (by way of USERS: a moment
+ *         for closes under way), SIGTERM        written meanwhile (at most ROUNDS_MAX times)
  *   NONE ───────────────────▶ SYNC ◀─────────────────────────────────────┐
  *    ▲  shut: no more writers  │ the kernel has nothing any more          │
  *    │                         ├──────▶ FLUSH ── the store has it safe ───┘
@@ -39,10 +40,15 @@
 #define ROUNDS_MAX 3u
 #define PAUSE_MIN_NS NS_PER_S
 #define PAUSE_MAX_NS (30 * NS_PER_S)
+/* A look at the file's name, or a close that the kernel has not told of yet, makes it busy for a
+ * moment. */
+#define BUSY_NS (20 * NS_PER_MS)
+#define BUSY_TRIES 15u
 
 static void end_sync(struct mount *m);
 static void end_flush(struct mount *m);
 static void end_detach(struct mount *m);
+static void end_users(struct mount *m);
 
 /* ---- who waits ---- */
 
@@ -86,9 +92,13 @@ static const char *phase_name(const struct mount *m)
 	case END_LAZY:
 	case END_DONE:
 		return "detach";
-	default:
-		return "flush";
+	case END_NONE:
+	case END_USERS:
+	case END_FLUSH:
+	case END_PAUSE:
+		break;
 	}
+	return "flush";
 }
 
 /* Who has gone, or waited long enough, waits no more. With the last of them goes what they asked
@@ -329,7 +339,18 @@ static void end_flush(struct mount *m)
 
 static void pause_over(struct timer *timer)
 {
-	end_flush(CONTAINER_OF(timer, struct mount, end.pause));
+	struct mount *m = CONTAINER_OF(timer, struct mount, end.pause);
+
+	switch (m->end.phase) {
+	case END_USERS:
+		end_users(m);
+		return;
+	case END_DETACH:
+		end_detach(m);
+		return;
+	default:
+		end_flush(m);
+	}
 }
 
 /* The mount is gone; what is not safe is to become so. */
@@ -353,6 +374,8 @@ static void detached(struct file_call *call, int err)
 	end->redo = end->abandoned = false; /* too late for both */
 	if (end->gone) { /* meanwhile, by somebody else */
 		end_flush(m);
+	} else if (err == -EBUSY && !file_users(m->file) && end->tries++ < BUSY_TRIES) {
+		timer_set(m->run.loop, &end->pause, loop_now(m->run.loop) + BUSY_NS);
 	} else if (err) {
 		end_fail(m, err, err == -EBUSY ? "detaching (somebody has opened it meanwhile)" :
 						 "detaching");
@@ -388,6 +411,27 @@ static void end_begin(struct mount *m)
 	file_shut(m->file, true);
 	service_tell("STATUS=unmounting");
 	end_sync(m);
+}
+
+/* Who has it open is asked to go, unless he is just going. */
+static void end_users(struct mount *m)
+{
+	struct mount_end *end = &m->end;
+	unsigned users = file_users(m->file);
+	char text[ERR_TEXT_MAX];
+
+	end->phase = END_USERS;
+	if (!users || end->lazy || end->by_signal) {
+		end_begin(m);
+	} else if (!list_empty(&end->waiters) && end->tries++ < BUSY_TRIES) {
+		timer_set(m->run.loop, &end->pause, loop_now_fresh(m->run.loop) + BUSY_NS);
+	} else {
+		end->phase = END_NONE;
+		snprintf(text, sizeof(text),
+			 "%u %s it open: end them first, or use --lazy, which lets them go on",
+			 users, users == 1 ? "user has" : "users have");
+		waiters_fail(m, -EBUSY, text);
+	}
 }
 
 /* Something else than NONE is going on, and one more wants it. */
@@ -433,29 +477,22 @@ void mount_end_ask(void *arg, struct control_call *call, json_t *args)
 		{ "timeout_ns", CONTROL_INT, &timeout_ns, 0, 0 },
 		{ 0 },
 	};
-	unsigned users;
 
 	if (control_args(call, args, known) || !mount_up(m, call))
 		return;
-	users = end->gone ? 0 : file_users(m->file);
-	if (end->phase == END_NONE && users && !lazy && !force) {
-		control_with(call, json_pack("{s:i}", "users", (int)users));
-		control_fail(call, -EBUSY,
-			     "%u %s it open: end them first, or use --lazy, which lets them go on",
-			     users, users == 1 ? "user has" : "users have");
-		return;
-	}
 	if (!waiter_add(m, call, (uint64_t)timeout_ns))
 		return;
 	end->lazy = end->phase == END_NONE ? lazy : end->lazy || lazy;
 	log_info(&m->run.env.log, "unmount: asked for%s%s", lazy ? ", lazily" : "",
 		 force ? ", by force" : "");
-	if (force)
+	if (force) {
 		end_force(m);
-	else if (end->phase == END_NONE)
-		end_begin(m);
-	else
+	} else if (end->phase == END_NONE) {
+		end->tries = 0;
+		end_users(m);
+	} else {
 		end_join(m);
+	}
 }
 
 void mount_end_signal(struct run *run)

@@ -254,7 +254,7 @@ static json_t *map(struct mount *m, uint64_t cells)
 
 static const char *state(const struct mount *m)
 {
-	return m->end.gone ? "detached" : m->end.phase == END_NONE ? "serving" : "ending";
+	return m->end.gone ? "detached" : m->end.phase <= END_USERS ? "serving" : "ending";
 }
 
 static void general(struct mount *m, json_t *to)

@@ -34,6 +34,11 @@ uint64_t policy_used(const struct region *r)
 	return r->map.held * r->chunk + r->fixed_bytes + map_memory(&r->map);
 }
 
+uint64_t policy_least(const struct region *r)
+{
+	return r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
+}
+
 /* With a second look at the chunk under the lock. */
 bool policy_drop(struct region *r, uint64_t c)
 {
@@ -135,6 +140,17 @@ int policy_room(struct region *r, uint64_t bytes, enum room_for who)
 		region_kick(r);
 	}
 	return -EAGAIN;
+}
+
+/* What it holds now is what it can hold. It stays that way, should there be more room again: who
+ * fills the disk beside us would only have to be found out anew. */
+int policy_near_full(struct region *r, uint64_t bytes)
+{
+	uint64_t least = policy_least(r), used = policy_used(r), full = MAX(used, least);
+
+	if (!r->opt.budget_bytes || r->opt.budget_bytes > full)
+		r->opt.budget_bytes = full;
+	return policy_room(r, bytes, ROOM_DEMAND);
 }
 
 /* ---- patience ---- */

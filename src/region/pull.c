@@ -370,6 +370,8 @@ void pull_stuck(struct region *r, struct slot *slot, int err)
 	link_remove(&slot->link);
 	list_push_back(&r->stuck, &slot->link);
 	slot->retry_ns = policy_backoff(r, ++slot->tries);
+	if (err == -ENOSPC)
+		(void)policy_near_full(r, (uint64_t)slot->count << r->map.shift);
 }
 
 static void pull_install(struct region *r, struct slot *slot)

@@ -344,7 +344,7 @@ static int open_memory(struct region *r, struct err *e)
 	if (err)
 		return err;
 	r->fixed_bytes += sizeof(*r) + map_memory_fixed(&r->map);
-	least = r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
+	least = policy_least(r);
 	if (o->budget_bytes && o->budget_bytes < least)
 		return err_set(e, -EINVAL,
 			       "the budget is too small: with this chunk size it takes %s at least",

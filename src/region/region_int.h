@@ -131,6 +131,7 @@ struct io {
 	int err;
 	uint64_t seen;	 /* the chunk that readahead was told of */
 	bool wants_pull; /* of the chunk at `at`, and of what follows */
+	unsigned full;	 /* how often the near store had no room for this step */
 };
 
 struct stream {
@@ -363,6 +364,11 @@ enum room_for { ROOM_FAULT, ROOM_DEMAND, ROOM_AHEAD, ROOM_BACKGROUND };
  * no hope). */
 int policy_room(struct region *r, uint64_t bytes, enum room_for who);
 uint64_t policy_used(const struct region *r);
+/* What a budget must hold. */
+uint64_t policy_least(const struct region *r);
+/* The near store said -ENOSPC before the budget was used up: from now on what is used is the
+ * budget, and room for `bytes` is made as policy_room() does. */
+int policy_near_full(struct region *r, uint64_t bytes);
 /* Shuts, looks, and drops the chunk if it is clean; true = dropped. */
 bool policy_drop(struct region *r, uint64_t c);
 

@@ -22,6 +22,8 @@
 
 #include "region/region_int.h"
 
+#define FULL_TRIES_MAX 8u /* chunks dropped for one chunk's writing */
+
 static _Alignas(PAGE_BYTES) const uint8_t zeros[CHUNK_DEFAULT];
 
 /* ---- one step: the part of a request in one chunk ---- */
@@ -145,6 +147,18 @@ static int near_write(struct region *r, struct io *io, const struct part *p)
 				   (size_t)(to - p->from));
 }
 
+/* The near store is full: something is dropped, and the step begins anew (what it looked at may be
+ * what was dropped), or has to wait for pushes. */
+static int write_full(struct region *r, struct io *io)
+{
+	int err = policy_near_full(r, r->chunk);
+
+	io->err = -ENOSPC; /* should it wait in vain */
+	if (err == -EAGAIN)
+		return -EBUSY;
+	return !err && io->full++ < FULL_TRIES_MAX ? 0 : -ENOSPC;
+}
+
 static int write_step(struct region *r, struct io *io, const struct part *p)
 {
 	struct map *m = &r->map;
@@ -167,7 +181,8 @@ static int write_step(struct region *r, struct io *io, const struct part *p)
 	}
 	err = near_write(r, io, p);
 	if (err)
-		return err;
+		return err == -ENOSPC ? write_full(r, io) : err;
+	io->full = 0;
 	region_lock(r);
 	map_write(m, p->c, p->page, p->count);
 	region_unlock(r);

@@ -64,6 +64,7 @@ struct pnear {
 	struct page *page;
 	uint64_t present, most; /* pages */
 	uint32_t error_per_million; /* of put: no memory */
+	uint64_t room; /* pages; 0 = no limit */
 	uint64_t puts, wakes, fills;
 };
 
@@ -206,6 +207,8 @@ static inline int pnear_put(struct near *near, uint64_t off, const void *src, si
 
 		if (!n->page[p].present && rng_chance(&n->w->rng, n->error_per_million))
 			return -ENOMEM;
+		if (!n->page[p].present && n->room && n->present >= n->room)
+			return -ENOSPC;
 		if (!n->page[p].present) {
 			if (src)
 				memcpy(to, (const uint8_t *)src + ((size_t)p * PAGE_BYTES - off),
@@ -278,7 +281,12 @@ static inline int pnear_read(struct near *near, uint64_t off, void *buf, size_t 
 static inline int pnear_write(struct near *near, uint64_t off, const void *src, size_t len)
 {
 	struct pnear *n = pnear_of(near);
+	uint64_t more = 0;
 
+	for (uint64_t p = off / PAGE_BYTES; p <= (off + len - 1) / PAGE_BYTES; p++)
+		more += !n->page[p].present;
+	if (n->room && more && n->present + more > n->room)
+		return -ENOSPC;
 	for (uint64_t p = off / PAGE_BYTES; p <= (off + len - 1) / PAGE_BYTES; p++)
 		if (!n->page[p].present) {
 			MUST(!n->page[p].claimed);

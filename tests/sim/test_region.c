@@ -577,6 +577,9 @@ static void model_open(struct model *m, uint64_t seed)
 	}
 	if (rng_chance(&r, 150000))
 		m->w.near.error_per_million = 20000;
+	if (!m->mapped && rng_chance(&r, 300000)) /* a disk that is too small */
+		m->w.near.room = (16 + rng_below(&r, 64)) * o.chunk / PAGE_BYTES;
+	m->failures |= m->w.near.room > 0;
 	m->failures |= o.on_loss == REGION_LOSS_ERROR || o.deadline_ns < 5 * NS_PER_S ||
 		m->w.near.error_per_million;
 	m->strict = !m->failures && !o.budget_bytes;

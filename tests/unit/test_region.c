@@ -116,6 +116,52 @@ static void what_is_safe_and_what_had_to_wait_is_counted(void **state)
 	rig_free(t);
 }
 
+/* A disk with less room than the resource takes, and than any budget said. */
+static void a_full_near_store_drops_what_is_clean(void **state)
+{
+	struct region_options o = { .chunk = CHUNK, .pull_all = true };
+
+	for (int budget = 0; budget < 2; budget++) {
+		struct rig *t;
+		struct region_status st;
+
+		(void)state;
+		o.budget_bytes = budget ? 40 * MIB : 0;
+		t = rig_new(SIZE, false, &o);
+		t->w.near.room = 20 * CHUNK / PAGE_BYTES + 3;
+		pass(t, 1 * NS_PER_S);
+		read_expect(t, 0, SIZE, 1);
+		read_expect(t, 0, SIZE, 1);
+		region_status(t->w.region, &st);
+		assert_true(st.local_bytes <= 20 * CHUNK && st.local_bytes >= 8 * CHUNK);
+		write_version(t, 0, SIZE, 2); /* pushed while it goes on */
+		assert_int_equal(do_op(t, REQ_FLUSH, 0, 0), 0);
+		expect(t->w.far->durable, 0, SIZE, 2);
+		read_expect(t, 0, SIZE, 2);
+		rig_free(t);
+	}
+}
+
+static void a_near_store_full_of_what_stays_is_an_error(void **state)
+{
+	struct region_options o = { .chunk = CHUNK, .discard = true, .readahead_bytes_max = 1,
+				    .deadline_ns = NS_PER_S };
+	struct rig *t = rig_new(SIZE, false, &o);
+	unsigned i;
+	int err = 0;
+
+	(void)state;
+	t->w.near.room = 20 * CHUNK / PAGE_BYTES;
+	for (i = 0; i < 64 && !err; i++) {
+		fill(t, i * CHUNK, CHUNK, 2);
+		err = do_op(t, REQ_WRITE, i * CHUNK, CHUNK);
+	}
+	assert_int_equal(err, -ENOSPC);
+	assert_int_equal(i, 21);
+	read_expect(t, 0, 20 * CHUNK, 2);
+	rig_free(t);
+}
+
 static void many_readers_and_a_dead_far_side_end_with_the_error(void **state)
 {
 	struct region_options o = { .chunk = CHUNK, .deadline_ns = 2 * NS_PER_S, .pull_all = true };
@@ -418,6 +464,8 @@ int main(void)
 		cmocka_unit_test(a_part_of_a_page_waits_for_its_chunk_and_a_whole_one_does_not),
 		cmocka_unit_test(the_last_chunk_and_the_tail_are_pulled_and_pushed),
 		cmocka_unit_test(what_is_safe_and_what_had_to_wait_is_counted),
+		cmocka_unit_test(a_full_near_store_drops_what_is_clean),
+		cmocka_unit_test(a_near_store_full_of_what_stays_is_an_error),
 		cmocka_unit_test(many_readers_and_a_dead_far_side_end_with_the_error),
 		cmocka_unit_test(rule7_an_error_is_an_error_and_never_zeros),
 		cmocka_unit_test(policy_error_does_not_wait),

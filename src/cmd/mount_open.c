@@ -324,7 +324,8 @@ void mount_close(struct mount *m)
 		timer_clear(m->run.loop, &m->sampler);
 		profile_run_free(TAKE_PTR(m->profile_run));
 	}
-	if (m->end.force && m->store)
+	/* What is still asked for is not worth waiting for: whoever asks loses the file anyway. */
+	if (m->store)
 		store_abort(m->store);
 	mount_verbs_settle(m);
 	mount_end_settle(m);

@@ -398,6 +398,51 @@ case_a_dead_mount_is_cleared_away_and_told() {
 	nothing_mounted
 }
 
+case_force_ends_an_unmount_that_waits() {
+	dead_server --deadline 1h --verbose
+	spawn a timeout 60 "$REMORA" unmount f
+	until_said m.err 'unmount: asked for'
+	exits 0 timeout 30 "$REMORA" unmount --force f
+	holds stderr 'are lost'
+	finished a
+	is "$status_of" 0
+	holds a.err 'are lost'
+	finished m
+	is "$status_of" 6
+	nothing_mounted
+}
+
+# A reader of what is not here, with nobody to fetch it from.
+waiting_reader() {
+	random_file far 4M
+	serve s far
+	mount_file m "$(at s)" f --pull none --deadline 1h
+	stop s KILL
+	spawn r cat f
+	until_said m.err 'far side is away'
+	exits 0 timeout 30 "$REMORA" status f # once more round the loop: cat has it open
+}
+
+case_force_frees_who_waits_for_a_dead_server() {
+	waiting_reader
+	exits 0 timeout 30 "$REMORA" unmount --force f
+	finished r
+	[ "$status_of" != 0 ]
+	finished m
+	is "$status_of" 0
+	no_process_hangs
+}
+
+case_sigterm_frees_who_waits_for_a_dead_server() {
+	waiting_reader
+	stop m
+	is "$status_of" 0
+	finished r
+	[ "$status_of" != 0 ]
+	nothing_mounted
+	no_process_hangs
+}
+
 case_several_unmounts_at_once_are_one() {
 	dead_server --deadline 1h --verbose
 	spawn a timeout 60 "$REMORA" unmount f

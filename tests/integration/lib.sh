@@ -164,7 +164,7 @@ nothing_mounted() {
 }
 
 no_control_socket() {
-	! find "$REMORA_RUNTIME_DIR" -type s 2>/dev/null | grep .
+	! find "$REMORA_RUNTIME_DIR" -name "mount-*.sock" 2>/dev/null | grep .
 }
 
 # No process below this one waits in the kernel where no signal reaches it.
@@ -239,7 +239,7 @@ random_file() { # NAME BYTES
 # Every process below a process, deepest last.
 descendants() { # PID
 	local child
-	for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do
+	for child in $(cat "/proc/$1/task/"*/children 2>/dev/null || true); do
 		echo "$child"
 		descendants "$child"
 	done

@@ -111,7 +111,7 @@ each_life_is_fine() { # FAULT REMEDY
 		same far model
 		all_gone
 		stop l
-		stop s
+		stop s KILL # its own flush at the end may be what gets no answer
 		[ $waits = yes ] || return 0
 	done
 	echo "still not through after $n answers"
@@ -185,7 +185,7 @@ each_life_loses_nothing() { # REMEDY
 		all_gone
 		content_check || story
 		stop l
-		stop s
+		stop s KILL # its own flush at the end may be what gets no answer
 		[ $waits = yes ] || return 0
 	done
 	echo "still not through after $n answers"

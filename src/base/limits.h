@@ -56,6 +56,9 @@
 /* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
 #define VERIFY_REQS_MAX 32u
 #define VERIFY_LEN_MAX (1 * MIB)
+#define POWERCUT_WRITES_MAX 4096u    /* kept by the powercut stage, and their bytes */
+#define POWERCUT_KEEP_DEFAULT (16 * MIB)
+#define POWERCUT_KEEP_MAX (1 * GIB)
 
 /* Streams: a buffered reader and a gathering writer on a socket. */
 #define STREAM_BUF_LEN (16 * KIB)    /* read ahead; the longest header of any protocol fits */
@@ -137,6 +140,7 @@ static_assert(VERIFY_LEN_MAX >= STORE_ALIGN_MAX, "a comparison holds an aligned 
 static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk travels in one");
 static_assert(WIRE_RUNS_MAX / 2 + 2 <= STREAM_IOV_MAX, "a frame of the protocol fits into one send");
 static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN,
+static_assert(POWERCUT_KEEP_DEFAULT >= STORE_ALIGN_MAX, "an aligned block can be kept");
 	      "what must be whole fits");
 static_assert(SERVER_BYTES_MAX >= 2 * WIRE_LEN_MAX, "two of the longest requests at a time");
 static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX),

@@ -10,8 +10,13 @@ store_open_fn stage_align_open;
 store_open_fn stage_fault_open;
 store_open_fn stage_limit_open;
 store_open_fn stage_order_open;
+store_open_fn stage_powercut_open;
 store_open_fn stage_retry_open;
 store_open_fn stage_trace_open;
 store_open_fn stage_verify_open;
+
+/* For tests: cuts the power of the first powercut stage of a row, now. Outside of callbacks. False:
+ * there is none. */
+bool stage_powercut_cut(struct store *store);
 
 #endif

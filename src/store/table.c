@@ -12,7 +12,7 @@
 extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open,
 	back_remora_open;
 extern store_open_fn stage_align_open, stage_fault_open, stage_limit_open, stage_order_open,
-	stage_retry_open,
+	stage_powercut_open, stage_retry_open,
 	stage_trace_open, stage_verify_open;
 
 const struct store_kind store_kinds[] = {
@@ -32,6 +32,7 @@ const struct store_kind store_kinds[] = {
 	  stage_fault_open },
 	{ "limit", false, "limit:[rate=RATE][,burst=SIZE][,iops=N][,inflight=SIZE]", stage_limit_open },
 	{ "order", false, "order", stage_order_open },
+	{ "powercut", false, "powercut[:after=N][,times=N][,seed=N][,keep=SIZE]", stage_powercut_open },
 	{ "retry", false, "retry[:for=TIME][,delay=TIME][,max=TIME][,on=ERRORS]", stage_retry_open },
 	{ "trace", false, "trace:file=PATH", stage_trace_open },
 	{ "verify", false, "verify:with=(SPEC)", stage_verify_open },

@@ -64,6 +64,8 @@ static const struct row {
 	{ "limit:rate=10G,burst=4K,inflight=64K|file:%d/f?size=%s", ROW_KEEPS },
 	{ "trace:file=%d/trace|memory:%s", ROW_NOT_SIM },
 	{ "verify:with=(memory:%s)|memory:%s", 0 },
+	{ "powercut|memory:%s", 0 },
+	{ "powercut:keep=64K|file:%d/f?size=%s", ROW_KEEPS },
 	{ "retry:delay=1ms,max=2ms|fault:errno=ETIMEDOUT,seed=7,error=50000,short=50000|memory:%s", 0 },
 	{ "retry:delay=1ms,max=2ms|fault:errno=ETIMEDOUT,error=20000|file:%d/f?size=%s&direct=1", ROW_NOT_SIM },
 	{ "align|order|retry|limit:rate=10G|memory:%s", 0 },
@@ -73,6 +75,7 @@ static const struct row {
 /* For random stacks: stages that change nothing. */
 static const char *const transparent[] = {
 	"align", "align:block=4K", "align:block=16K,len=32K", "order", "retry", "limit:rate=10G", "limit:inflight=16K",
+	"powercut:keep=96K",
 	"verify:with=(memory:%s)",
 };
 

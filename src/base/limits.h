@@ -52,6 +52,10 @@
 #define ALIGN_PARTS_MAX 16u	     /* requests that may share one piece */
 #define ALIGN_BLOCK_MAX (1 * MIB)
 #define ALIGN_BOUNCE_MIN (64 * KIB)  /* up to here an unaligned read is one request */
+#define ENCRYPT_REQS_MAX 32u	     /* of the encrypt stage, each with a buffer of ENCRYPT_LEN_MAX */
+#define ENCRYPT_LEN_MAX (1 * MIB)
+#define ENCRYPT_APART_MIN (128 * KIB) /* from here on another thread encrypts */
+#define ENCRYPT_CHUNK_DEFAULT (64 * KIB)
 #define TRACE_BUF_LEN (256 * KIB)    /* each of the two buffers of the trace stage */
 /* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
 #define VERIFY_REQS_MAX 32u
@@ -64,6 +68,20 @@
 #define STREAM_BUF_LEN (16 * KIB)    /* read ahead; the longest header of any protocol fits */
 #define STREAM_IOV_MAX 256	     /* pieces of memory in one send */
 #define STREAM_BATCH_LEN (512 * KIB) /* in one send: what something urgent may have before it */
+
+/* TLS. */
+#define TLS_RECORD_LEN (16 * KIB)	     /* plain text of one record */
+#define TLS_RECORD_ROOM (TLS_RECORD_LEN + 512) /* the longest one, with what may go before it */
+#define TLS_IN_LEN (64 * KIB)	/* received at a time */
+#define TLS_OUT_LEN (144 * KIB) /* sent at a time */
+#define TLS_CHAIN_MAX (32 * KIB) /* of certificates, that a stranger may send */
+#define TLS_FILE_MAX (1 * MIB)	/* a file of certificates, keys or secrets */
+#define TLS_SECRETS_MAX 1024u
+#define TLS_SECRET_MIN 16u /* bytes */
+#define TLS_SECRET_MAX 64u
+#define TLS_IDENTITY_MAX 128u
+#define TLS_PEER_MAX 192u /* text: the names of one */
+#define TLS_WHY_MAX 384u  /* text: what was wrong */
 
 /* The Remora protocol. */
 #define WIRE_LEN_MAX (16 * MIB)	   /* one READ or WRITE */
@@ -111,6 +129,20 @@
 #define REGION_ORDER_MAX (1u << 20)
 #define FLOW_WINDOW_MIN (1 * MIB)
 
+/* Near stores on a disk. */
+#define ND_RECORD 64u		  /* head of a record of the journal; records begin at multiples */
+#define ND_PAYLOAD_MAX CHUNK_MAX  /* of one record: what is written at a time */
+#define ND_CLEAN_MAX 4096u	  /* chunks of one record */
+#define ND_META_MAX 8192u
+#define ND_SMALL_BYTES (64 * KIB) /* records without data, on their way to the journal */
+#define ND_RESERVE_BYTES (64 * KIB) /* room that is kept for them when the disk is full */
+#define ND_SLACK_MIN (256 * KIB)  /* what of a journal may be obsolete, besides as much as is not */
+#define ND_SLACK_MAX (16 * MIB)
+#define ND_BATCH_BYTES (4 * MIB)  /* that a thread of the pool works on at a time */
+#define ND_BATCH_ITEMS 256u
+#define ND_TAIL_BYTES (1 * MIB)   /* of a journal that is copied while nobody may sync */
+#define ND_PASSES_MAX 8u
+
 /* Profiles. */
 #define PROFILE_RANGES_MAX (64u * 1024) /* lines of one */
 #define PROFILE_TEXT_MAX (4 * MIB)
@@ -122,6 +154,9 @@
 #define FILE_IO_MAX (1 * MIB)	  /* one READ or WRITE of the kernel's; larger ones are slower */
 #define FILE_REQS_MAX 64u	  /* the kernel's requests in flight; more of them wait there */
 #define FILE_BACKGROUND_MAX 48u	  /* of them readahead, writeback and asynchronous I/O */
+/* A nameless file's user may be its server, too, and may be killed: when the kernel has waited so
+ * long for an answer it ends the connection. We answer before. */
+#define FILE_TIMEOUT_S 300u
 #define FILE_EXTENTS 1024u	  /* asked for at a time by SEEK_DATA and SEEK_HOLE */
 
 /* Specs. */
@@ -137,10 +172,14 @@ static_assert(STORE_ZERO_PIECE >= STORE_ALIGN_MAX, "a piece of zeros is aligned 
 static_assert(BACK_BOUNCE_LEN >= STORE_ALIGN_MAX, "a bounce buffer holds an aligned block");
 static_assert(ALIGN_BLOCK_MAX >= STORE_ALIGN_MAX, "the align stage can serve every store");
 static_assert(VERIFY_LEN_MAX >= STORE_ALIGN_MAX, "a comparison holds an aligned block");
+static_assert(POWERCUT_KEEP_DEFAULT >= STORE_ALIGN_MAX, "an aligned block can be kept");
+static_assert(TLS_IN_LEN >= TLS_RECORD_ROOM && TLS_OUT_LEN >= 2 * TLS_RECORD_ROOM,
+	      "a record fits, and another one while it is sent");
+static_assert(TLS_WHY_MAX >= TLS_PEER_MAX + 128, "who, and what");
+static_assert(ENCRYPT_LEN_MAX >= STORE_ALIGN_MAX, "a request of the encrypt stage holds a chunk");
 static_assert(WIRE_LEN_MAX >= CHUNK_MAX && WIRE_LEN_MAX <= REQ_LEN_MAX, "a chunk travels in one");
 static_assert(WIRE_RUNS_MAX / 2 + 2 <= STREAM_IOV_MAX, "a frame of the protocol fits into one send");
 static_assert(WIRE_RUNS_MAX * 4 + 40 + WIRE_REFUSAL_TEXT_MAX + NAME_LEN_MAX < STREAM_BUF_LEN,
-static_assert(POWERCUT_KEEP_DEFAULT >= STORE_ALIGN_MAX, "an aligned block can be kept");
 	      "what must be whole fits");
 static_assert(SERVER_BYTES_MAX >= 2 * WIRE_LEN_MAX, "two of the longest requests at a time");
 static_assert(WIRE_LIST_MAX >= 24 + SERVER_EXPORTS_MAX * (16 + NAME_LEN_MAX),
@@ -152,5 +191,7 @@ static_assert(FILE_IO_MAX % PAGE_BYTES == 0 && FILE_IO_MAX <= REQ_LEN_MAX, "whol
 static_assert(FILE_BACKGROUND_MAX < FILE_REQS_MAX, "who waits himself gets some too");
 static_assert(FILE_EXTENTS <= REQ_EXTENTS_MAX, "one answer");
 static_assert(REQ_LEN_MAX >= CHUNK_MAX, "a chunk travels in one request");
+static_assert(ND_SMALL_BYTES >= ND_RECORD + 8 * ND_CLEAN_MAX, "each record without data fits");
+static_assert(ND_META_MAX > SPEC_LEN_MAX + 256, "a spec fits");
 
 #endif

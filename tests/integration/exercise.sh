@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # The exerciser on a mounted file, and on memory, while everything is still on its way: what it read is what its model says, and
-# what it wrote is in the far file. REMORA_EXERCISE_S seconds for all cases together (default 7); REMORA_SEED repeats a run's
+# what it wrote is in the far file. REMORA_EXERCISE_S seconds for all cases together (default 9); REMORA_SEED repeats a run's
 # operations, though not their exact times.
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +10,7 @@ seed=${REMORA_SEED:-$((RANDOM * 32768 + RANDOM))}
 
 # Each case has its part of the time.
 seconds() {
-	local s=$((${REMORA_EXERCISE_S:-7} / 7))
+	local s=$((${REMORA_EXERCISE_S:-9} / 9))
 	echo $((s > 0 ? s : 1))
 }
 
@@ -50,6 +50,11 @@ case_a_file_is_exercised_while_it_is_evicted() {
 	file_exercised --budget 8M --pull none
 }
 
+case_a_file_is_exercised_while_it_is_evicted_from_a_disk() {
+	served 24M
+	file_exercised --budget 8M --near "$dir"
+}
+
 case_a_file_without_a_region_is_exercised() {
 	served 2M
 	file_exercised --direct
@@ -62,18 +67,32 @@ case_a_file_is_exercised_on_epoll() {
 	file_exercised --loop epoll
 }
 
-case_a_file_is_exercised_while_the_link_is_cut() {
+# Nothing of that is seen; what a killed server had taken and not flushed is pushed again.
+exercised_under_fire() { # COMMAND...
 	served 8M
 	mount_file m "$(at l)" f --push-interval 50ms
 	exercised --file f --direct --model model &
 	local pid=$!
 	while kill -0 $pid 2>/dev/null; do
-		link_do l cut for 20ms
+		"$@"
 		read -rt 0.3 <> <(:) || true
 	done
 	wait $pid
 	unmount_file m f
 	same far model
+}
+
+case_a_file_is_exercised_while_the_link_is_cut() {
+	exercised_under_fire link_do l cut for 20ms
+}
+
+server_again() {
+	stop s KILL
+	serve s far
+}
+
+case_a_file_is_exercised_while_the_server_is_killed() {
+	exercised_under_fire server_again
 }
 
 case_memory_is_exercised_while_it_is_pulled() {

@@ -45,7 +45,7 @@ static int end_call(struct work *work)
 		close(f->user_fd);
 	if (f->own_fd >= 0)
 		close(f->own_fd);
-	r = place_detach(&f->place, true);
+	r = place_detach(&f->place, true, f->fd);
 	place_remove(&f->place);
 	return r;
 }
@@ -193,7 +193,7 @@ static int unname_call(struct work *work)
 	f->own_fd = file_open_own(f, &f->mount);
 	if (f->own_fd < 0)
 		return f->own_fd;
-	r = place_detach(&f->place, true);
+	r = place_detach(&f->place, true, f->fd);
 	place_remove(&f->place);
 	return r;
 }

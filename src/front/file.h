@@ -97,6 +97,15 @@ void file_detach(struct file *file, struct file_call *call);
 void file_close(struct file *file, void (*closed)(void *arg), void *arg);
 void file_close_wait(struct file *file); /* set-up code and tests: runs the loop */
 
+/*
+ * For a process that maps a file which it serves itself (nameless): with a guard it can be killed
+ * even so. One is enough for a process; it is there before anything is written to the mapping, and
+ * closed behind file_close(). Any thread.
+ */
+struct file_guard;
+MUST_USE int file_guard_open(struct file_guard **ret);
+void file_guard_close(struct file_guard *guard); /* NULL is fine */
+
 struct file_counts {
 	uint64_t reads, writes, syncs, other, failed;
 	uint64_t bytes_read, bytes_written;

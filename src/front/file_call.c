@@ -14,6 +14,10 @@
  * syncfs(2) would not do: the kernel does not wait in it for a file system that it does not trust.
  * fsync(2) does wait; the FSYNC that comes of it is told by its handle, and goes no further.
  *
+ * System calls that wait for the kernel's writing are made by a process apart (file_apart.c), so
+ * that ours can be killed meanwhile; but for the notification that drops pages, which needs
+ * /dev/fuse itself, and waits for no more than a page that is just read or written.
+ *
  * Locking: a call that the pool has belongs to its thread, as does lane->own_fd meanwhile. Besides
  * these it reads what does not change: the connection and the place. lane->opener is atomic.
  */
@@ -21,6 +25,7 @@
 #include <fcntl.h>
 #include <stddef.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -57,22 +62,38 @@ static int pages_drop(struct file *f, struct range r)
 	};
 	struct iovec iov[2] = { { &head, sizeof(head) }, { &what, sizeof(what) } };
 
-	if (writev(f->fd, iov, 2) >= 0 || errno == ENOENT)
+	if (writev(f->fd, iov, 2) >= 0)
 		return 0;
-	return errno == ENODEV ? -ENOTCONN : -errno;
+	/* There always is a root, as long as there is a file system. */
+	return errno == ENODEV || errno == ENOENT ? -ENOTCONN : -errno;
+}
+
+/* In a process apart; its descriptor 0 is own_fd, if there is one. */
+APART_CODE static long pages_write_apart(void *arg)
+{
+	struct file_lane *lane = arg;
+	struct file *f = lane->file;
+	struct stat st;
+	long fd = 0;
+
+	if (lane->own_fd < 0) {
+		atomic_store(&lane->opener, (pid_t)syscall(SYS_gettid));
+		fd = syscall(SYS_openat, AT_FDCWD, f->place.path, O_RDONLY | O_NONBLOCK);
+		atomic_store(&lane->opener, 0);
+		if (fd < 0)
+			return -errno;
+		if (fstat((int)fd, &st) || st.st_dev != f->place.dev)
+			return -ESTALE;
+	}
+	return syscall(SYS_fsync, fd) ? -errno : 0;
 }
 
 static int pages_write(struct file *f, struct file_lane *lane)
 {
-	AUTO_FD int fd = -1;
+	int r = (int)apart_run(pages_write_apart, lane, lane->own_fd, f->fd);
 
-	if (lane->own_fd >= 0)
-		return fsync(lane->own_fd) ? -errno : 0;
-	fd = file_open_own(f, lane);
-	if (fd >= 0)
-		return fsync(fd) ? -errno : 0;
 	/* Somebody else has taken its name: dropping pages writes them, too. */
-	return pages_drop(f, range_of(0, 0));
+	return r == -ESTALE || r == -ENOENT ? pages_drop(f, range_of(0, 0)) : r;
 }
 
 static int detach(struct file *f, struct file_lane *lane, bool lazy)
@@ -81,7 +102,7 @@ static int detach(struct file *f, struct file_lane *lane, bool lazy)
 
 	if (lazy && lane->own_fd < 0)
 		own_fd = file_open_own(f, lane);
-	r = place_detach(&f->place, lazy);
+	r = place_detach(&f->place, lazy, f->fd);
 	if (r) {
 		if (own_fd >= 0)
 			close(own_fd);

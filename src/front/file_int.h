@@ -18,7 +18,18 @@
 static_assert(FILE_HEAD_LEN < PAGE_BYTES, "they fit into the page before");
 static_assert(FILE_EXTENTS * sizeof(struct extent) <= FILE_IO_MAX, "the array is in the buffer");
 
+#define FILE_ANSWER_NS ((FILE_TIMEOUT_S - FILE_TIMEOUT_S / 5) * NS_PER_S)
 #define FILE_MINOR_MIN 31u /* of the kernel's protocol 7: Linux 5.4 */
+
+/* ---- file_apart.c ---- */
+
+/* Code that runs in a process apart: sanitizers keep their books per thread. */
+#define APART_CODE __attribute__((no_sanitize("address", "thread", "undefined")))
+
+/* Runs call(arg), which is APART_CODE of bare system calls, in a process that has our memory but
+ * not our descriptors; keep_fd, if >= 0, is its 0. close_fd: what must be closed at the least. Not
+ * on the loop's thread. */
+long apart_run(long (*call)(void *arg), void *arg, int keep_fd, int close_fd);
 
 /* ---- file_mount.c: blocking calls, for threads of the pool ---- */
 
@@ -37,8 +48,9 @@ MUST_USE int place_mount(struct file_place *place, const struct file_options *op
 			 struct err *e);
 /* Lets the kernel read far ahead, where we may. */
 void place_tune(const struct file_place *place);
-/* -EBUSY: in use, or mounted over. Fine when it is not mounted any more. */
-MUST_USE int place_detach(const struct file_place *place, bool lazy);
+/* -EBUSY: in use, or mounted over. Fine when it is not mounted any more. close_fd: the connection.
+ */
+MUST_USE int place_detach(const struct file_place *place, bool lazy, int close_fd);
 void place_remove(struct file_place *place); /* the mount point, if it was made and is unchanged */
 void place_done(struct file_place *place);
 

@@ -308,8 +308,11 @@ void file_watch(struct timer *timer)
 
 	for (unsigned i = 0; i < FILE_REQS_MAX; i++) {
 		struct file_slot *s = &f->slot[i];
+		uint64_t age_ns = now_ns - MIN(now_ns, s->start_ns);
 
-		if (s->busy && (s->interrupted || now_ns - MIN(now_ns, s->start_ns) >= WATCH_NS))
+		if (s->busy && f->options.nameless && age_ns >= FILE_ANSWER_NS)
+			slot_answer(s, -ETIMEDOUT);
+		if (s->busy && (s->interrupted || age_ns >= WATCH_NS))
 			slot_look(f, s);
 	}
 	if (f->busy && !f->dead)

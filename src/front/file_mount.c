@@ -25,6 +25,7 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 
@@ -251,14 +252,27 @@ static int helper_unmount(const char *path, bool lazy)
 	return r && strstr(said, "busy") ? -EBUSY : r;
 }
 
-static int unmount(const char *path, bool helper, bool lazy)
+struct umount {
+	const char *path;
+	int flags;
+};
+
+APART_CODE static long umount_apart(void *arg)
 {
-	if (helper)
-		return helper_unmount(path, lazy);
-	return umount2(path, UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) ? -errno : 0;
+	const struct umount *u = arg;
+
+	return syscall(SYS_umount2, u->path, u->flags) ? -errno : 0;
 }
 
-int place_detach(const struct file_place *place, bool lazy)
+/* What is mounted may have pages to write, or to be asked: by a process apart. */
+static int unmount(const char *path, bool helper, bool lazy, int close_fd)
+{
+	struct umount u = { path, UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0) };
+
+	return helper ? helper_unmount(path, lazy) : (int)apart_run(umount_apart, &u, -1, close_fd);
+}
+
+int place_detach(const struct file_place *place, bool lazy, int close_fd)
 {
 	struct mount_line top;
 	bool ours;
@@ -273,7 +287,7 @@ int place_detach(const struct file_place *place, bool lazy)
 		return 0;
 	if (top.dev != place->dev)
 		return -EBUSY;
-	return unmount(place->path, place->helper, lazy);
+	return unmount(place->path, place->helper, lazy, close_fd);
 }
 
 void place_remove(struct file_place *place)
@@ -313,6 +327,9 @@ static int place_resolve(struct file_place *place, const char *path, struct err 
 	if (!copy)
 		return err_sys(e, -ENOMEM, "%s", path);
 	base = strrchr(copy, '/');
+	if (base && !base[1])
+		return err_set(e, -ENOENT, "%s: there is no such directory, and a resource appears "
+			       "as a file: name a file", path);
 	if (base)
 		*base++ = '\0';
 	dir = realpath(!base ? "." : *copy ? copy : "/", NULL);
@@ -320,9 +337,6 @@ static int place_resolve(struct file_place *place, const char *path, struct err 
 		return err_set(e, -errno, "%s: the directory that it shall be in: %s: make it first",
 			       path, strerror(errno));
 	base = base ? base : copy;
-	if (!*base)
-		return err_set(e, -ENOENT, "%s: there is no such directory, and a resource appears "
-			       "as a file: name a file", path);
 	if (asprintf(&place->path, "%s/%s", dir[1] ? dir : "", base) < 0) {
 		place->path = NULL;
 		return err_sys(e, -ENOMEM, "%s", path);
@@ -356,7 +370,7 @@ static int place_clear(struct file_place *place, struct err *e)
 		if (!is_dead(place->path))
 			return err_set(e, -EBUSY, "%s: a resource is mounted there already: "
 				       "'remora unmount' it first, or name another file", place->path);
-		r = unmount(place->path, place->helper, true);
+		r = unmount(place->path, place->helper, true, -1);
 		if (r)
 			return err_sys(e, r, "%s: clearing away a mount whose process is gone",
 				       place->path);

@@ -27,6 +27,9 @@
 
 #define ATTR_VALID_S (24 * 3600u) /* nobody else changes them */
 
+/* FUSE_REQUEST_TIMEOUT of Linux 6.15; behind max_stack_depth the answer has 16 bits of seconds. */
+#define FLAG2_TIMEOUT (1u << (42 - 32))
+
 enum { FH_WRITER = 1u, FH_OWN = 2u };
 
 /* ---- attributes ---- */
@@ -119,7 +122,10 @@ static int do_open(struct file *f, struct file_slot *s, const void *arg)
 		return -EROFS;
 	s->out.open = (struct fuse_open_out){
 		.fh = (own ? FH_OWN : 0) | (writer ? FH_WRITER : 0),
-		.open_flags = f->options.keep_cache || own ? FOPEN_KEEP_CACHE : 0,
+		/* Without NOFLUSH a close(2), and so the end of a killed program, waits for
+		 * everybody's pages. Those of a mapping are written at its end, in any case. */
+		.open_flags = FOPEN_NOFLUSH |
+			      (f->options.keep_cache || own ? FOPEN_KEEP_CACHE : 0),
 	};
 	s->body_len = sizeof(s->out.open);
 	f->users += !own;
@@ -145,7 +151,7 @@ static int do_release(struct file *f, struct file_slot *s, const void *arg)
 	return 0;
 }
 
-/* close(2) by itself makes nothing safe; the kernel has written dirty pages before it asks. */
+/* close(2) by itself makes nothing safe. Kernels that know NOFLUSH (Linux 6.1) do not even ask. */
 static int do_flush(struct file *f, struct file_slot *s, const void *arg)
 {
 	(void)f;
@@ -316,6 +322,12 @@ static int do_init(struct file *f, struct file_slot *s, const void *arg)
 		.time_gran = 1,
 		.max_pages = (uint16_t)pages,
 	};
+	if (f->options.nameless && in.flags & FUSE_INIT_EXT && in.flags2 & FLAG2_TIMEOUT) {
+		const uint16_t seconds = FILE_TIMEOUT_S;
+
+		s->out.init.flags2 = FLAG2_TIMEOUT;
+		memcpy((uint8_t *)s->out.init.unused + sizeof(uint32_t), &seconds, sizeof(seconds));
+	}
 	s->body_len = sizeof(s->out.init);
 	return 0;
 }

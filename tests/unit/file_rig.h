@@ -9,22 +9,28 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <mntent.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/cleanup.h"
-#include "front/file.h"
+#include "front/file_int.h"
 
 #define PATIENCE_NS (60 * NS_PER_S)
+#define RIG_DIR "/tmp/remora-file.%d."
 #define RIG_BLOCK 65536u
 
 struct rig_store {
@@ -36,7 +42,35 @@ struct rig_store {
 	uint64_t seen[REQ_OPS];
 };
 
+/* What is mounted now, for who cleans up behind a process that has failed. Shared with it. */
+struct rig_mounts {
+	unsigned minor[64];
+};
+
+static inline struct rig_mounts *rig_mounts(void)
+{
+	static struct rig_mounts *mounts;
+
+	if (!mounts)
+		mounts = mmap(NULL, sizeof(*mounts), PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(mounts != MAP_FAILED);
+	return mounts;
+}
+
+static inline void rig_mounts_swap(unsigned from, unsigned to)
+{
+	struct rig_mounts *m = rig_mounts();
+
+	for (size_t i = 0; i < ARRAY_LEN(m->minor); i++)
+		if (m->minor[i] == from) {
+			m->minor[i] = to;
+			return;
+		}
+}
+
 struct rig {
+	unsigned minor; /* of the mount's device */
 	struct loop *loop;
 	struct rig_store *far;
 	struct file *file;
@@ -44,6 +78,7 @@ struct rig {
 	char dir[64], path[96];
 	pthread_t thread;
 	bool running;
+	bool closing, closed; /* rig_close_begin() */
 	_Atomic unsigned gone;
 	_Atomic uint64_t accessed;
 };
@@ -170,7 +205,7 @@ static inline void rig_prepare(struct rig *g, uint64_t size)
 	memset(g, 0, sizeof(*g));
 	assert_int_equal(loop_open(&g->loop, &o, NULL), 0);
 	g->far = rig_store_open(g->loop, size, false);
-	snprintf(g->dir, sizeof(g->dir), "/tmp/remora-file.XXXXXX");
+	snprintf(g->dir, sizeof(g->dir), RIG_DIR "XXXXXX", (int)getpid());
 	assert_non_null(mkdtemp(g->dir));
 	snprintf(g->path, sizeof(g->path), "%s/disk", g->dir);
 	g->options = (struct file_options){
@@ -217,6 +252,8 @@ static inline void rig_mount(struct rig *g)
 	if (r)
 		print_error("%s\n", e.text);
 	assert_int_equal(r, 0);
+	g->minor = minor(g->file->place.dev);
+	rig_mounts_swap(0, g->minor);
 	rig_start(g);
 }
 
@@ -226,12 +263,29 @@ static inline void rig_open(struct rig *g, uint64_t size)
 	rig_mount(g);
 }
 
+static inline void rig_closed(void *arg)
+{
+	((struct rig *)arg)->closed = true;
+}
+
+static inline void rig_close_begin(void *arg)
+{
+	struct rig *g = arg;
+
+	g->closing = true;
+	file_close(TAKE_PTR(g->file), rig_closed, g);
+}
+
 static inline void rig_end(struct rig *g)
 {
 	rig_stop(g);
 	file_close_wait(TAKE_PTR(g->file));
+	if (g->closing)
+		assert_int_equal(loop_run_until(g->loop, &g->closed, NEVER_NS), 0);
 	store_close_wait(&g->far->store);
 	loop_close(g->loop);
+	if (g->minor)
+		rig_mounts_swap(g->minor, 0);
 	unlink(g->path);
 	assert_int_equal(rmdir(g->dir), 0);
 }
@@ -284,9 +338,19 @@ static inline int rig_call(struct rig *g, void (*start)(struct file *, struct fi
 	return d.err;
 }
 
+static inline bool rig_call_is_done(struct rig_do *d)
+{
+	bool done;
+
+	pthread_mutex_lock(&d->lock);
+	done = d->done;
+	pthread_mutex_unlock(&d->lock);
+	return done;
+}
+
 struct rig_asked {
 	struct rig *rig;
-	bool hold, shut;
+	bool hold, shut, closed;
 	int fail;
 	unsigned users;
 	size_t held;
@@ -338,9 +402,12 @@ static inline void rig_ask_fn(void *arg)
 {
 	struct rig_asked *a = arg;
 
-	a->users = file_users(a->rig->file);
-	file_count(a->rig->file, &a->counts);
+	if (a->rig->file) {
+		a->users = file_users(a->rig->file);
+		file_count(a->rig->file, &a->counts);
+	}
 	memcpy(a->seen, a->rig->far->seen, sizeof(a->seen));
+	a->closed = a->rig->closed;
 	a->held = 0;
 	LIST_EACH(k, &a->rig->far->held)
 		a->held++;
@@ -352,6 +419,78 @@ static inline struct rig_asked rig_ask(struct rig *g)
 
 	loop_call(g->loop, rig_ask_fn, &a);
 	return a;
+}
+
+/* ---- running ---- */
+
+/* Who serves a file and uses it cannot be killed, once it waits for itself: a process of its own
+ * sees this one end, however it ends, and leaves no mount behind. */
+static inline void rig_free_the_dead(const struct rig_mounts *mounts, pid_t pid)
+{
+	const char *control = "/sys/fs/fuse/connections";
+	char prefix[40], path[80];
+	struct mntent *ent;
+	FILE *in;
+
+	snprintf(prefix, sizeof(prefix), RIG_DIR, (int)pid);
+	in = setmntent("/proc/mounts", "re");
+	while (in && (ent = getmntent(in)))
+		if (!strncmp(ent->mnt_dir, prefix, strlen(prefix)))
+			umount2(ent->mnt_dir, MNT_DETACH);
+	if (in)
+		endmntent(in);
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("fusectl", control, "fusectl", 0, NULL))
+		return;
+	for (size_t i = 0; i < ARRAY_LEN(mounts->minor); i++) {
+		AUTO_FD int fd = -1;
+
+		snprintf(path, sizeof(path), "%s/%u/abort", control, mounts->minor[i]);
+		if (mounts->minor[i])
+			fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd >= 0 && write(fd, "1", 1) != 1)
+			return;
+	}
+}
+
+static inline void rig_watch(struct rig_mounts *mounts)
+{
+	pid_t pid = getpid();
+	char path[40], text[1024];
+	bool ends = false;
+
+	if (fork())
+		return;
+	close_range(0, ~0u, 0);
+	setsid();
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	while (!ends) {
+		AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+		const char *at;
+		char is;
+		unsigned flags = 0;
+
+		text[MAX(n, 0)] = '\0';
+		at = strrchr(text, ')');
+		ends = !at || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %u", &is, &flags) != 2 ||
+		       flags & 4; /* PF_EXITING */
+		poll(NULL, 0, ends ? 0 : 100);
+	}
+	rig_free_the_dead(mounts, pid);
+	_exit(0);
+}
+
+#define rig_run(tests) rig_run_all(tests, ARRAY_LEN(tests))
+
+static inline int rig_run_all(const struct CMUnitTest *tests, size_t count)
+{
+	if (!rig_may_mount()) {
+		printf("1..0 # SKIP only root mounts\n");
+		return 0;
+	}
+	rig_watch(rig_mounts());
+	return _cmocka_run_group_tests("tests", tests, count, NULL, NULL);
 }
 
 #endif

@@ -52,7 +52,8 @@
 #define ALIGN_PARTS_MAX 16u	     /* requests that may share one piece */
 #define ALIGN_BLOCK_MAX (1 * MIB)
 #define ALIGN_BOUNCE_MIN (64 * KIB)  /* up to here an unaligned read is one request */
-#define ENCRYPT_REQS_MAX 32u	     /* of the encrypt stage, each with a buffer of ENCRYPT_LEN_MAX */
+/* requests of the encrypt stage, each with a buffer of ENCRYPT_LEN_MAX */
+#define ENCRYPT_REQS_MAX 32u
 #define ENCRYPT_LEN_MAX (1 * MIB)
 #define ENCRYPT_APART_MIN (128 * KIB) /* from here on another thread encrypts */
 #define ENCRYPT_CHUNK_DEFAULT (64 * KIB)
@@ -93,6 +94,7 @@
 #define REMORA_REQS_MAX 128u	   /* the client: in flight per connection */
 #define REMORA_REQS_URGENT 16u	   /* of them kept free for urgent ones */
 #define SERVER_EXPORTS_MAX 256u
+#define SERVER_ALLOW_MAX 1024u	   /* rules of who may have what */
 #define SERVER_CONNS_MAX 128u	   /* default for one server */
 #define SERVER_CONNS_UNGREETED 32u /* beyond them: not greeted yet, or being refused */
 #define SERVER_REQS_MAX 128u	   /* default, in flight per connection */

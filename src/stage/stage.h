@@ -7,6 +7,7 @@
 #include "store/spec.h"
 
 store_open_fn stage_align_open;
+store_open_fn stage_encrypt_open;
 store_open_fn stage_fault_open;
 store_open_fn stage_limit_open;
 store_open_fn stage_order_open;

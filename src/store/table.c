@@ -11,8 +11,8 @@
 
 extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open,
 	back_remora_open;
-extern store_open_fn stage_align_open, stage_fault_open, stage_limit_open, stage_order_open,
-	stage_powercut_open, stage_retry_open,
+extern store_open_fn stage_align_open, stage_encrypt_open, stage_fault_open, stage_limit_open,
+	stage_order_open, stage_powercut_open, stage_retry_open,
 	stage_trace_open, stage_verify_open;
 
 const struct store_kind store_kinds[] = {
@@ -26,6 +26,10 @@ const struct store_kind store_kinds[] = {
 	{ "callbacks", true, "callbacks:", back_callbacks_open },
 
 	{ "align", false, "align[:block=SIZE][,len=SIZE]", stage_align_open },
+	{ "encrypt", false,
+	  "encrypt:[key=FILE][,command=COMMAND][,env=NAME][,mode=MODE][,check=HEX][,meta=FILE][,new=BOOL][,chunk=SIZE]"
+	  "[,sync=BOOL]",
+	  stage_encrypt_open },
 	{ "fault", false,
 	  "fault[:seed=N][,error=N][,short=N][,hang=N][,delay=TIME][,read=BOOL][,write=BOOL][,flush=BOOL][,after=N]"
 	  "[,times=N][,errno=NAME]",

@@ -34,11 +34,15 @@
 #define OP_LEN_MAX (24 * KIB)
 #define STALE 0xee /* what a buffer holds before it is read into */
 
+/* of the encrypt stage: 64 hexadecimal digits in the environment */
+#define KEY_ENV "REMORA_CONTRACT_KEY"
+
 enum {
 	ROW_READ_ONLY = 1u << 0, /* the content is "abcabc..." */
 	ROW_KEEPS = 1u << 1,	 /* what was flushed is there when it is opened again */
 	ROW_NOT_SIM = 1u << 2,	 /* needs a real kernel */
 	ROW_ALIGNED = 1u << 3,	 /* its size is SIZE_ALIGNED */
+	ROW_NOISE = 1u << 4,	 /* what was never written is anything */
 };
 
 /* %d is the test's own directory, %s the size. */
@@ -68,6 +72,13 @@ static const struct row {
 	{ "powercut:keep=64K|file:%d/f?size=%s", ROW_KEEPS },
 	{ "retry:delay=1ms,max=2ms|fault:errno=ETIMEDOUT,seed=7,error=50000,short=50000|memory:%s", 0 },
 	{ "retry:delay=1ms,max=2ms|fault:errno=ETIMEDOUT,error=20000|file:%d/f?size=%s&direct=1", ROW_NOT_SIM },
+	{ "encrypt:env=" KEY_ENV "|memory:%s", ROW_NOISE },
+	{ "encrypt:env=" KEY_ENV "|memory:%s", ROW_NOISE | ROW_ALIGNED },
+	{ "encrypt:env=" KEY_ENV ",meta=%d/meta,new=1|file:%d/f?size=%s", ROW_NOISE | ROW_KEEPS | ROW_NOT_SIM },
+	{ "encrypt:env=" KEY_ENV ",mode=gcm,chunk=4K,meta=%d/meta,new=1|file:%d/f?size=%s", ROW_KEEPS | ROW_NOT_SIM },
+	{ "encrypt:env=" KEY_ENV ",mode=gcm,meta=%d/meta,new=1,sync=0|callbacks:", ROW_NOT_SIM },
+	{ "order|retry|encrypt:env=" KEY_ENV "|limit:rate=10G|file:%d/f?size=%s&direct=1",
+	  ROW_NOISE | ROW_NOT_SIM },
 	{ "align|order|retry|limit:rate=10G|memory:%s", 0 },
 	{ "retry|align:block=512|order|file:%d/f?size=%s&direct=1", ROW_KEEPS | ROW_NOT_SIM },
 };
@@ -76,7 +87,7 @@ static const struct row {
 static const char *const transparent[] = {
 	"align", "align:block=4K", "align:block=16K,len=32K", "order", "retry", "limit:rate=10G", "limit:inflight=16K",
 	"powercut:keep=96K",
-	"verify:with=(memory:%s)",
+	"verify:with=(memory:%s)", "encrypt:env=" KEY_ENV,
 };
 
 /* ---- the world of one test ---- */
@@ -154,11 +165,14 @@ static void store_reopen(struct world *w, bool read_only)
 {
 	struct store_open how = { .loop = w->loop, .read_only = read_only, .deadline_ns = NEVER_NS,
 				  .callbacks = &w->fn, .callbacks_arg = w };
-	char spec[1024];
+	char spec[1024], *made;
 	struct err e;
 	int r;
 
 	spec_expand(w, w->c->spec[0] ? w->c->spec : w->c->row->spec, spec, sizeof(spec));
+	made = read_only ? strstr(spec, ",new=1") : NULL; /* the second time it is there */
+	if (made)
+		memmove(made, made + 6, strlen(made + 6) + 1);
 	r = spec_open(&w->store, spec, &how, &e);
 	if (r)
 		fail_msg("%s: %s", spec, e.text);
@@ -167,7 +181,7 @@ static void store_reopen(struct world *w, bool read_only)
 
 static void files_remove(const char *dir)
 {
-	static const char *const files[] = { "f", "trace" };
+	static const char *const files[] = { "f", "meta", "trace" };
 	char path[128];
 
 	for (size_t i = 0; i < ARRAY_LEN(files); i++) {
@@ -195,6 +209,8 @@ static void world_open(struct world *w, struct test_case *c)
 	files_remove(w->dir); /* of the test before */
 	w->fn = (struct remora_callbacks){ user_read, user_write, user_flush, user_size, 4 };
 	store_reopen(w, false);
+	if (c->row->flags & ROW_NOISE)
+		assert_int_equal(store_zero(w->store, 0, w->size), 0);
 }
 
 static void world_close(struct world *w)
@@ -698,8 +714,9 @@ static void what_was_flushed_is_there_when_opened_again(struct test_case *c)
 	memset(buf, STALE, sizeof(buf));
 	assert_int_equal(store_read(w.store, 8 * KIB, buf, sizeof(buf)), 0);
 	for (size_t i = 0; i < sizeof(buf); i++)
-		assert_int_equal(buf[i], c->row->flags & ROW_KEEPS ? 'k' :
-				 first_content(&w, 8 * KIB + i));
+		if (c->row->flags & ROW_KEEPS || !(c->row->flags & ROW_NOISE))
+			assert_int_equal(buf[i], c->row->flags & ROW_KEEPS ? 'k' :
+					 first_content(&w, 8 * KIB + i));
 	world_close(&w);
 }
 
@@ -801,8 +818,8 @@ static struct test_case *case_add(struct cases *all, enum loop_engine engine, co
 /* One to five stages in front of a back end, by seed. */
 static void stack_add(struct cases *all, enum loop_engine engine, uint64_t seed)
 {
-	static const struct row bases[] = { { "memory:%s", 0 }, { "callbacks:", 0 },
-					    { "file:%d/f?size=%s", ROW_KEEPS } };
+	static const struct row bases[] = { { "memory:%s", ROW_NOISE }, { "callbacks:", ROW_NOISE },
+					    { "file:%d/f?size=%s", ROW_KEEPS | ROW_NOISE } };
 	struct rng rng;
 	const struct row *row;
 	struct test_case *c;
@@ -843,6 +860,7 @@ int main(int argc, char **argv)
 		stack_add(&all, engine, seed);
 	case_add(&all, engine, &endless, memory_without_end_costs_nothing_until_it_is_written,
 		 "memory_without_end_costs_nothing_until_it_is_written");
+	setenv(KEY_ENV, "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f", 1);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
 	failed = _cmocka_run_group_tests(name, all.unit, all.count, NULL, NULL);

@@ -154,6 +154,7 @@
 
 /* The file front end. */
 #define FILE_IO_MAX (1 * MIB)	  /* one READ or WRITE of the kernel's; larger ones are slower */
+#define FILE_READAHEAD (2 * MIB)  /* so that two of them are under way for who reads in order */
 #define FILE_REQS_MAX 64u	  /* the kernel's requests in flight; more of them wait there */
 #define FILE_BACKGROUND_MAX 48u	  /* of them readahead, writeback and asynchronous I/O */
 /* A nameless file's user may be its server, too, and may be killed: when the kernel has waited so

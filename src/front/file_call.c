@@ -68,24 +68,27 @@ static int pages_drop(struct file *f, struct range r)
 	return errno == ENODEV || errno == ENOENT ? -ENOTCONN : -errno;
 }
 
-/* In a process apart; its descriptor 0 is own_fd, if there is one. */
-APART_CODE static long pages_write_apart(void *arg)
+/* In a process apart. fd: own_fd, if there is one. */
+APART_CODE static long pages_write_apart(void *arg, int fd)
 {
 	struct file_lane *lane = arg;
 	struct file *f = lane->file;
 	struct stat st;
-	long fd = 0;
+	long at, res;
 
-	if (lane->own_fd < 0) {
-		atomic_store(&lane->opener, (pid_t)syscall(SYS_gettid));
-		fd = syscall(SYS_openat, AT_FDCWD, f->place.path, O_RDONLY | O_NONBLOCK);
-		atomic_store(&lane->opener, 0);
-		if (fd < 0)
-			return -errno;
-		if (fstat((int)fd, &st) || st.st_dev != f->place.dev)
-			return -ESTALE;
-	}
-	return syscall(SYS_fsync, fd) ? -errno : 0;
+	if (lane->own_fd >= 0)
+		return syscall(SYS_fsync, fd) ? -errno : 0;
+	atomic_store(&lane->opener, (pid_t)syscall(SYS_gettid));
+	at = syscall(SYS_openat, AT_FDCWD, f->place.path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	atomic_store(&lane->opener, 0);
+	if (at < 0)
+		return -errno;
+	if (fstat((int)at, &st) || st.st_dev != f->place.dev)
+		res = -ESTALE;
+	else
+		res = syscall(SYS_fsync, at) ? -errno : 0;
+	syscall(SYS_close, at);
+	return res;
 }
 
 static int pages_write(struct file *f, struct file_lane *lane)

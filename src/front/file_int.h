@@ -26,10 +26,10 @@ static_assert(FILE_EXTENTS * sizeof(struct extent) <= FILE_IO_MAX, "the array is
 /* Code that runs in a process apart: sanitizers keep their books per thread. */
 #define APART_CODE __attribute__((no_sanitize("address", "thread", "undefined")))
 
-/* Runs call(arg), which is APART_CODE of bare system calls, in a process that has our memory but
- * not our descriptors; keep_fd, if >= 0, is its 0. close_fd: what must be closed at the least. Not
- * on the loop's thread. */
-long apart_run(long (*call)(void *arg), void *arg, int keep_fd, int close_fd);
+/* Runs call(arg, fd), which is APART_CODE of bare system calls, in a process that has our memory
+ * but not our descriptors: `fd` is what keep_fd is here, if >= 0. close_fd: what must be closed at
+ * the least. Not on the loop's thread. */
+long apart_run(long (*call)(void *arg, int fd), void *arg, int keep_fd, int close_fd);
 
 /* ---- file_mount.c: blocking calls, for threads of the pool ---- */
 

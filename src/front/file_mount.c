@@ -257,10 +257,11 @@ struct umount {
 	int flags;
 };
 
-APART_CODE static long umount_apart(void *arg)
+APART_CODE static long umount_apart(void *arg, int fd)
 {
 	const struct umount *u = arg;
 
+	(void)fd;
 	return syscall(SYS_umount2, u->path, u->flags) ? -errno : 0;
 }
 
@@ -491,7 +492,7 @@ static int mount_helper(struct file_place *place, const struct file_options *o, 
 	if (r) {
 		close(pair[1]);
 		if (r == -ENOENT)
-			return err_set(e, r, HELPER " is not there, and only root mounts without it: "
+			return err_set(e, -EPERM, HELPER " is not there, and only root mounts without it: "
 				       "install the package fuse3");
 		return err_sys(e, r, "starting " HELPER);
 	}
@@ -509,6 +510,9 @@ static int mount_helper(struct file_place *place, const struct file_options *o, 
 	if (strstr(said, "user_allow_other"))
 		return err_set(e, -EPERM, "%s: only root lets other users in, unless /etc/fuse.conf "
 			       "has the line user_allow_other", place->path);
+	if (strstr(said, "/dev/fuse"))
+		return err_set(e, -EPERM, "%s: %s: the device is everybody's (mode 0666) where users "
+			       "shall mount; root need not mind", place->path, said);
 	return err_set(e, -EPERM, "%s: %s", place->path, *said ? said : HELPER " failed");
 }
 
@@ -547,7 +551,7 @@ void place_tune(const struct file_place *place)
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	snprintf(text, sizeof(text), "%llu", FILE_IO_MAX / KIB);
+	snprintf(text, sizeof(text), "%llu", FILE_READAHEAD / KIB);
 	n = write(fd, text, strlen(text));
 	(void)n; /* then it is the kernel's own */
 }

@@ -312,7 +312,7 @@ static int do_init(struct file *f, struct file_slot *s, const void *arg)
 	s->out.init = (struct fuse_init_out){
 		.major = FUSE_KERNEL_VERSION,
 		.minor = FUSE_KERNEL_MINOR_VERSION,
-		.max_readahead = FILE_IO_MAX,
+		.max_readahead = FILE_READAHEAD,
 		/* Not the writeback cache: with it the kernel shows a root file of size 0. */
 		.flags = in.flags & (FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO |
 				     FUSE_MAX_PAGES | FUSE_INIT_EXT),

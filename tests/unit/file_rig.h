@@ -421,6 +421,14 @@ static inline struct rig_asked rig_ask(struct rig *g)
 	return a;
 }
 
+/* The store's bytes, as the loop has left them. Whoever changes them tells the loop (rig_ask). */
+static inline uint8_t *rig_bytes(struct rig *g)
+{
+	if (g->running)
+		(void)rig_ask(g);
+	return g->far->bytes;
+}
+
 /* ---- running ---- */
 
 /* Who serves a file and uses it cannot be killed, once it waits for itself: a process of its own

@@ -51,7 +51,7 @@ static void test_the_file_has_the_stores_size_and_content(void **state)
 
 	(void)state;
 	rig_prepare(&g, SIZE);
-	fill(g.far->bytes, SIZE, 1);
+	fill(rig_bytes(&g), SIZE, 1);
 	rig_mount(&g);
 	assert_int_equal(stat(g.path, &st), 0);
 	assert_true(S_ISREG(st.st_mode));
@@ -60,7 +60,7 @@ static void test_the_file_has_the_stores_size_and_content(void **state)
 	assert_int_equal(st.st_uid, geteuid());
 	fd = rig_fd(&g, O_RDONLY);
 	assert_int_equal(pread(fd, buf, SIZE, 0), SIZE);
-	assert_memory_equal(buf, g.far->bytes, SIZE);
+	assert_memory_equal(buf, rig_bytes(&g), SIZE);
 	assert_int_equal(pread(fd, buf, 4096, SIZE - 10), 10);
 	assert_int_equal(pread(fd, buf, 4096, SIZE), 0);
 	assert_int_equal(pread(fd, buf, 4096, SIZE + 100000), 0);
@@ -80,13 +80,13 @@ static void test_sizes_around_a_page_have_no_byte_too_many(void **state)
 		int fd;
 
 		rig_prepare(&g, sizes[i]);
-		fill(g.far->bytes, sizes[i], 3);
+		fill(rig_bytes(&g), sizes[i], 3);
 		rig_mount(&g);
 		fd = rig_fd(&g, O_RDWR);
 		assert_int_equal(lseek(fd, 0, SEEK_END), sizes[i]);
 		assert_int_equal(pread(fd, buf, 200000, 0), sizes[i]);
 		if (sizes[i])
-			assert_memory_equal(buf, g.far->bytes, sizes[i]);
+			assert_memory_equal(buf, rig_bytes(&g), sizes[i]);
 		assert_errno(pwrite(fd, buf, 1, (off_t)sizes[i]), ENOSPC);
 		close(fd);
 		rig_end(&g);
@@ -105,7 +105,7 @@ static void test_a_write_has_reached_the_store_when_it_returns(void **state)
 	fill(buf, sizeof(buf), 2);
 	fd = rig_fd(&g, O_RDWR);
 	assert_int_equal(pwrite(fd, buf, sizeof(buf), 12345), sizeof(buf));
-	assert_memory_equal(g.far->bytes + 12345, buf, sizeof(buf));
+	assert_memory_equal(rig_bytes(&g) + 12345, buf, sizeof(buf));
 	assert_int_equal(rig_ask(&g).seen[REQ_FLUSH], 0);
 	assert_int_equal(fsync(fd), 0);
 	assert_int_equal(fdatasync(fd), 0);
@@ -146,8 +146,8 @@ static void test_a_write_ends_where_the_file_does(void **state)
 	assert_errno(pwrite(fd, buf, 100, SIZE), ENOSPC);
 	assert_errno(pwrite(fd, buf, 100, SIZE + 5000), ENOSPC);
 	assert_int_equal(pwrite(fd, buf, 100, SIZE - 30), 30);
-	assert_memory_equal(g.far->bytes + SIZE - 30, buf, 30);
-	assert_int_equal(g.far->bytes[SIZE - 31], 0);
+	assert_memory_equal(rig_bytes(&g) + SIZE - 30, buf, 30);
+	assert_int_equal(rig_bytes(&g)[SIZE - 31], 0);
 	assert_int_equal(lseek(fd, 0, SEEK_END), SIZE);
 	close(fd);
 	rig_end(&g);
@@ -181,19 +181,19 @@ static void test_pages_written_through_mmap_reach_the_store_with_msync_and_fsync
 
 	(void)state;
 	rig_prepare(&g, SIZE);
-	fill(g.far->bytes, SIZE, 4);
+	fill(rig_bytes(&g), SIZE, 4);
 	rig_mount(&g);
 	fd = rig_fd(&g, O_RDWR);
 	p = rig_map(fd, PROT_READ | PROT_WRITE, SIZE);
-	assert_memory_equal(p, g.far->bytes, SIZE);
+	assert_memory_equal(p, rig_bytes(&g), SIZE);
 	p[0] = 201;
 	p[SIZE - 1] = 202;
 	assert_int_equal(msync(p, SIZE, MS_SYNC), 0);
-	assert_int_equal(g.far->bytes[0], 201);
-	assert_int_equal(g.far->bytes[SIZE - 1], 202);
+	assert_int_equal(rig_bytes(&g)[0], 201);
+	assert_int_equal(rig_bytes(&g)[SIZE - 1], 202);
 	p[70000] = 203;
 	assert_int_equal(fsync(fd), 0);
-	assert_int_equal(g.far->bytes[70000], 203);
+	assert_int_equal(rig_bytes(&g)[70000], 203);
 	munmap(p, SIZE);
 	close(fd);
 	rig_end(&g);
@@ -213,7 +213,7 @@ static void test_file_sync_writes_the_pages_back_and_flushes_nothing(void **stat
 	p[5000] = 99;
 	assert_int_equal(rig_ask(&g).users, 1);
 	assert_int_equal(rig_call(&g, file_sync, range_of(0, 0), false), 0);
-	assert_int_equal(g.far->bytes[5000], 99);
+	assert_int_equal(rig_bytes(&g)[5000], 99);
 	assert_int_equal(rig_ask(&g).users, 1);
 	assert_int_equal(rig_ask(&g).seen[REQ_FLUSH], 0);
 	munmap(p, SIZE);
@@ -277,21 +277,22 @@ static void test_direct_io_passes_the_page_cache_by(void **state)
 	(void)state;
 	assert_int_equal(posix_memalign((void **)&buf, 4096, 4 * MIB), 0);
 	rig_prepare(&g, 5 * MIB);
-	fill(g.far->bytes, 5 * MIB, 5);
+	fill(rig_bytes(&g), 5 * MIB, 5);
 	rig_mount(&g);
 	fd = rig_fd(&g, O_RDWR | O_DIRECT);
 	assert_int_equal(pread(fd, buf, 4096, 8192), 4096);
-	assert_memory_equal(buf, g.far->bytes + 8192, 4096);
-	g.far->bytes[8192]++; /* behind everybody's back */
+	assert_memory_equal(buf, rig_bytes(&g) + 8192, 4096);
+	rig_bytes(&g)[8192]++; /* behind everybody's back */
+	(void)rig_ask(&g);
 	assert_int_equal(pread(fd, buf, 4096, 8192), 4096);
-	assert_memory_equal(buf, g.far->bytes + 8192, 4096);
+	assert_memory_equal(buf, rig_bytes(&g) + 8192, 4096);
 	assert_int_equal(pread(fd, buf, 4 * MIB, 0), 4 * MIB);
-	assert_memory_equal(buf, g.far->bytes, 4 * MIB);
+	assert_memory_equal(buf, rig_bytes(&g), 4 * MIB);
 	assert_int_equal(pread(fd, buf, 4 * MIB, 4 * MIB), MIB);
-	assert_memory_equal(buf, g.far->bytes + 4 * MIB, MIB);
+	assert_memory_equal(buf, rig_bytes(&g) + 4 * MIB, MIB);
 	fill(buf, 4 * MIB, 6);
 	assert_int_equal(pwrite(fd, buf, 4 * MIB, MIB), 4 * MIB);
-	assert_memory_equal(buf, g.far->bytes + MIB, 4 * MIB);
+	assert_memory_equal(buf, rig_bytes(&g) + MIB, 4 * MIB);
 	close(fd);
 	free(buf);
 	rig_end(&g);
@@ -314,7 +315,7 @@ static void test_a_store_with_short_requests_gets_short_ones(void **state)
 		fd = rig_fd(&g, O_RDWR);
 		fill(buf, 300000, 7);
 		assert_int_equal(pwrite(fd, buf, 300000, 777), 300000);
-		assert_memory_equal(g.far->bytes + 777, buf, 300000);
+		assert_memory_equal(rig_bytes(&g) + 777, buf, 300000);
 		assert_int_equal(rig_call(&g, file_invalidate, range_of(0, SIZE), false), 0);
 		assert_int_equal(pread(fd, got, 300000, 777), 300000);
 		assert_memory_equal(got, buf, 300000);
@@ -360,14 +361,15 @@ static void test_content_that_changed_behind_the_kernels_back_is_seen_once_inval
 	p = rig_map(fd, PROT_READ | PROT_WRITE, SIZE);
 	assert_int_equal(pread(fd, buf, 3, 100), 3);
 	assert_int_equal(p[9000], 0);
-	memcpy(g.far->bytes + 100, "new", 3);
+	memcpy(rig_bytes(&g) + 100, "new", 3);
+	(void)rig_ask(&g);
 	assert_int_equal(pread(fd, buf, 3, 100), 3);
 	assert_string_equal(buf, "");
 	p[9000] = 7; /* what a program has written is not lost by it */
 	assert_int_equal(rig_call(&g, file_invalidate, range_of(0, 65536), false), 0);
 	assert_int_equal(pread(fd, buf, 3, 100), 3);
 	assert_string_equal(buf, "new");
-	assert_int_equal(g.far->bytes[9000], 7);
+	assert_int_equal(rig_bytes(&g)[9000], 7);
 	assert_int_equal(p[9000], 7);
 	munmap(p, SIZE);
 	close(fd);
@@ -388,7 +390,8 @@ static void test_the_cache_outlives_a_close_only_where_that_is_asked_for(void **
 		fd = rig_fd(&g, O_RDONLY);
 		assert_int_equal(pread(fd, buf, 3, 0), 3);
 		close(fd);
-		memcpy(g.far->bytes, "new", 3);
+		memcpy(rig_bytes(&g), "new", 3);
+		(void)rig_ask(&g);
 		fd = rig_fd(&g, O_RDONLY);
 		assert_int_equal(pread(fd, buf, 3, 0), 3);
 		assert_string_equal(buf, keep ? "" : "new");
@@ -438,7 +441,7 @@ static void test_a_shut_file_takes_no_writes_but_keeps_what_was_written_through_
 	assert_errno(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096), EROFS);
 	assert_int_equal(pread(fd, p + 200, 1, 0), 1);
 	assert_int_equal(rig_call(&g, file_sync, range_of(0, 0), false), 0);
-	assert_int_equal(g.far->bytes[100], 5);
+	assert_int_equal(rig_bytes(&g)[100], 5);
 	rig_shut(&g, false);
 	assert_int_equal(pwrite(fd, "x", 1, 0), 1);
 	munmap(p, SIZE);
@@ -497,27 +500,27 @@ static void test_fallocate_zeroes_and_never_grows(void **state)
 
 	(void)state;
 	rig_prepare(&g, SIZE);
-	memset(g.far->bytes, 'x', SIZE);
+	memset(rig_bytes(&g), 'x', SIZE);
 	rig_mount(&g);
 	fd = rig_fd(&g, O_RDWR);
 	assert_int_equal(fallocate(fd, 0, 0, SIZE), 0);
 	assert_int_equal(posix_fallocate(fd, 100, 1000), 0);
 	assert_errno(fallocate(fd, 0, 0, SIZE + 1), ENOSPC);
 	assert_errno(fallocate(fd, FALLOC_FL_KEEP_SIZE, SIZE, 1), ENOSPC);
-	assert_int_equal(g.far->bytes[0], 'x');
+	assert_int_equal(rig_bytes(&g)[0], 'x');
 	assert_int_equal(pread(fd, buf, 4096, 4096), 4096); /* in the cache */
 	assert_int_equal(fallocate(fd, punch, 5000, 3000), 0);
-	assert_int_equal(g.far->bytes[4999], 'x');
-	assert_int_equal(g.far->bytes[5000], 0);
-	assert_int_equal(g.far->bytes[7999], 0);
-	assert_int_equal(g.far->bytes[8000], 'x');
+	assert_int_equal(rig_bytes(&g)[4999], 'x');
+	assert_int_equal(rig_bytes(&g)[5000], 0);
+	assert_int_equal(rig_bytes(&g)[7999], 0);
+	assert_int_equal(rig_bytes(&g)[8000], 'x');
 	assert_int_equal(pread(fd, buf, 4096, 4096), 4096);
-	assert_memory_equal(buf, g.far->bytes + 4096, 4096);
+	assert_memory_equal(buf, rig_bytes(&g) + 4096, 4096);
 	assert_int_equal(fallocate(fd, punch, SIZE - 10, 5000), 0);
-	assert_int_equal(g.far->bytes[SIZE - 1], 0);
+	assert_int_equal(rig_bytes(&g)[SIZE - 1], 0);
 	assert_int_equal(fallocate(fd, FALLOC_FL_ZERO_RANGE, 0, 100), 0);
-	assert_int_equal(g.far->bytes[99], 0);
-	assert_int_equal(g.far->bytes[100], 'x');
+	assert_int_equal(rig_bytes(&g)[99], 0);
+	assert_int_equal(rig_bytes(&g)[100], 'x');
 	assert_errno(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, 4096), EOPNOTSUPP);
 	assert_int_equal(lseek(fd, 0, SEEK_END), SIZE);
 	close(fd);
@@ -531,7 +534,7 @@ static void test_holes_are_found_while_nobody_writes(void **state)
 
 	(void)state;
 	rig_prepare(&g, 16 * RIG_BLOCK);
-	memset(g.far->bytes + 3 * RIG_BLOCK, 'x', 2 * RIG_BLOCK);
+	memset(rig_bytes(&g) + 3 * RIG_BLOCK, 'x', 2 * RIG_BLOCK);
 	rig_mount(&g);
 	fd = rig_fd(&g, O_RDONLY);
 	assert_int_equal(lseek(fd, 0, SEEK_DATA), 3 * RIG_BLOCK);
@@ -556,7 +559,7 @@ static void test_more_holes_than_one_answer_holds(void **state)
 
 	(void)state;
 	rig_prepare(&g, size);
-	g.far->bytes[size - 1] = 1;
+	rig_bytes(&g)[size - 1] = 1;
 	rig_mount(&g);
 	fd = rig_fd(&g, O_RDONLY);
 	assert_int_equal(lseek(fd, 0, SEEK_DATA), size - RIG_BLOCK);
@@ -596,7 +599,7 @@ static void test_more_readers_than_there_are_slots(void **state)
 
 	(void)state;
 	rig_prepare(&g, 4 * MIB);
-	fill(g.far->bytes, 4 * MIB, 9);
+	fill(rig_bytes(&g), 4 * MIB, 9);
 	rig_mount(&g);
 	rig_hold(&g, true);
 	for (unsigned i = 0; i < ARRAY_LEN(r); i++) {

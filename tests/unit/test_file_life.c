@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "file_rig.h"
@@ -339,7 +340,7 @@ static void test_a_file_without_a_name_is_still_written_back(void **state)
 	assert_int_equal(rig_call(&g, file_detach, range_of(0, 0), true), 0);
 	p[5000] = 'x';
 	assert_int_equal(rig_call(&g, file_sync, range_of(0, 0), false), 0);
-	assert_int_equal(g.far->bytes[5000], 'x');
+	assert_int_equal(rig_bytes(&g)[5000], 'x');
 	assert_int_equal(rig_ask(&g).users, 1);
 	assert_int_equal(g.gone, 0);
 	munmap(p, SIZE);
@@ -433,7 +434,7 @@ static void test_a_nameless_file_lives_as_long_as_its_user(void **state)
 	(void)state;
 	rig_prepare(&g, SIZE);
 	g.options.nameless = true;
-	memcpy(g.far->bytes, "abc", 3);
+	memcpy(rig_bytes(&g), "abc", 3);
 	rig_mount(&g);
 	assert_int_equal(stat(g.path, &st), -1);
 	assert_int_equal(rig_ask(&g).users, 1);
@@ -445,11 +446,51 @@ static void test_a_nameless_file_lives_as_long_as_its_user(void **state)
 	close(fd);
 	p[9] = 'z';
 	assert_int_equal(rig_call(&g, file_sync, range_of(0, 0), false), 0);
-	assert_int_equal(g.far->bytes[9], 'z');
+	assert_int_equal(rig_bytes(&g)[9], 'z');
 	assert_int_equal(g.gone, 0);
 	munmap(p, SIZE);
 	until_gone(&g);
 	rig_end(&g);
+}
+
+/* Serves a file, has written to a mapping of it, and ends without a word. */
+static void maps_its_own_file_and_ends(int how)
+{
+	struct file_guard *guard;
+	struct rig g;
+	char *p;
+	int fd;
+
+	rig_prepare(&g, SIZE);
+	g.options.nameless = true;
+	assert_int_equal(file_guard_open(&guard), 0);
+	rig_mount(&g);
+	rmdir(g.dir);
+	fd = file_take_fd(g.file);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	memset(p, 'g', SIZE);
+	if (how == 0)
+		_exit(0);
+	kill(how > 0 ? getpid() : -getpgrp(), abs(how));
+	pause();
+}
+
+static void test_with_a_guard_who_maps_his_own_file_can_end_at_any_time(void **state)
+{
+	const int hows[] = { 0, SIGKILL, SIGSEGV, -SIGKILL, -SIGTERM };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(hows); i++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			setpgid(0, 0);
+			close_range(3, ~0u, 0);
+			prctl(PR_SET_DUMPABLE, 0);
+			maps_its_own_file_and_ends(hows[i]);
+		}
+		child_end(pid);
+	}
 }
 
 /* ---- the end ---- */
@@ -585,6 +626,7 @@ static void test_pages_of_a_killed_user_reach_the_store(void **state)
 	assert_int_equal(rig_ask(&g).counts.killed, 1);
 	rig_hold(&g, false);
 	child_end(writer);
+	(void)rig_ask(&g);
 	for (size_t i = 0; i < SIZE; i++)
 		assert_int_equal(g.far->bytes[i], 'm');
 	rig_end(&g);
@@ -607,6 +649,7 @@ int main(void)
 		cmocka_unit_test(test_an_abort_of_the_connection_is_told_and_its_mount_cleared),
 		cmocka_unit_test(test_a_mount_over_ours_is_left_alone),
 		cmocka_unit_test(test_a_nameless_file_lives_as_long_as_its_user),
+		cmocka_unit_test(test_with_a_guard_who_maps_his_own_file_can_end_at_any_time),
 		cmocka_unit_test(test_close_leaves_nobody_waiting),
 		cmocka_unit_test(test_calls_that_have_not_begun_fail_at_the_close),
 		cmocka_unit_test(test_a_killed_user_does_not_wait_for_the_store),

@@ -10,6 +10,6 @@ store_open_fn back_callbacks_open; /* "callbacks:", how->callbacks */
 store_open_fn back_file_open;	   /* "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]" */
 store_open_fn back_memory_open;	   /* "memory:SIZE" */
 store_open_fn back_pattern_open;   /* "pattern:SIZE[?unit=TEXT][&seed=N]" */
-store_open_fn back_remora_open;	   /* "remora://HOST:PORT[/NAME]", "remora+unix:///SOCKET[/NAME]" */
+store_open_fn back_remora_open;	   /* "remora://HOST:PORT[/NAME]", remoras, remora+unix */
 
 #endif

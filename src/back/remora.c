@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * remora://HOST:PORT/NAME and remora+unix:///SOCKET/NAME - a resource of a Remora server: the
- * client of the protocol that docs/protocol.md describes.
+ * remora://HOST:PORT/NAME, remoras:// (the same over TLS) and remora+unix:///SOCKET/NAME - a
+ * resource of a Remora server: the client of the protocol that docs/protocol.md describes.
  *
  * Place: a back end. remora_req.c has the requests and replies, remora_conn.c the life of one
  * connection, remora_list.c asks what a server has; this file opens and closes the store and holds
@@ -225,6 +225,7 @@ static void remora_release(struct remora *m)
 	for (unsigned i = 0; i < WIRE_CONNS_MAX; i++)
 		timer_clear(m->store.loop, &m->conn[i].timer);
 	remora_first_drop(m);
+	tls_unref(m->tls);
 	free(m->slots);
 }
 
@@ -357,6 +358,7 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	m->expiry.fire = expiry_fire;
 	m->addr = o->addr;
 	m->can_connect = o->fd < 0;
+	m->tls = o->tls ? tls_ref(o->tls) : NULL;
 	m->read_only = o->read_only;
 	m->for_ns = o->for_ns;
 	m->connect_ns = o->connect_ns ? o->connect_ns : REMORA_CONNECT_DEFAULT_NS;
@@ -491,8 +493,8 @@ static int place_of(const struct spec_part *part, char **ret_text, struct remora
 	char *text;
 
 	if (strncmp(part->rest, "//", 2) != 0)
-		return err_set(e, -EINVAL, "%s: is followed by //, as in remora://HOST:PORT/NAME",
-			       part->name);
+		return err_set(e, -EINVAL, "%s: is followed by //, as in %s://HOST:PORT/NAME",
+			       part->name, part->name);
 	text = strdup(part->rest + 2);
 	*ret_text = text;
 	if (!text)
@@ -502,38 +504,116 @@ static int place_of(const struct spec_part *part, char **ret_text, struct remora
 	return place_inet(text, o, e);
 }
 
+/* The host of "//HOST:PORT/NAME", which the server's certificate must be for. */
+static void host_of(const char *rest, char *buf, size_t size)
+{
+	size_t len = strcspn(rest + 2, "/");
+	const char *at = rest + 2, *colon = memrchr(at, ':', len);
+
+	len = colon ? (size_t)(colon - at) : len;
+	if (len >= 2 && at[0] == '[' && at[len - 1] == ']') {
+		at++;
+		len -= 2;
+	}
+	snprintf(buf, size, "%.*s", (int)len, at);
+}
+
+static int tls_of(struct spec_args *args, struct remora_options *o)
+{
+	char host[NAME_LEN_MAX + 1];
+	struct tls_options t = { .name = host };
+	struct err why = { 0 };
+	int r = spec_get_text(args, "cert", &t.cert);
+
+	if (!r)
+		r = spec_get_text(args, "key", &t.key);
+	if (!r)
+		r = spec_get_text(args, "ca", &t.ca);
+	if (!r)
+		r = spec_get_text(args, "psk", &t.psk);
+	if (!r)
+		r = spec_get_text(args, "identity", &t.identity);
+	host_of(args->part->rest, host, sizeof(host));
+	if (!r)
+		r = spec_get_text(args, "server", &t.name);
+	if (r || strcmp(args->part->name, "remoras") != 0)
+		return r;
+	r = tls_open(&o->tls, &t, &why);
+	/* What is wrong with a file is no mistake in the spec. */
+	if (r == -EINVAL)
+		return spec_error(args->spec, args->part->at, args->e, "%s", why.text);
+	return r ? err_set(args->e, r, "%s", why.text) : 0;
+}
+
+/* All of it but the name and the address, which have texts of their own. */
+static int options_of(struct spec_args *args, struct remora_options *o)
+{
+	uint64_t connections = 2;
+	int r = spec_get_number(args, "connections", 1, WIRE_CONNS_MAX, &connections);
+
+	if (!r)
+		r = spec_get_time(args, "for", &o->for_ns);
+	if (!r)
+		r = spec_get_time(args, "connect", &o->connect_ns);
+	if (!r)
+		r = spec_get_bool(args, "readonly", &o->read_only);
+	o->connections = (unsigned)connections;
+	return r;
+}
+
 int back_remora_open(struct store **ret, const struct store_open *how, struct spec_args *args,
 		     struct store *next)
 {
 	struct remora_options o;
-	uint64_t connections = 2;
 	char *text = NULL;
 	struct err why = { 0 };
 	int r;
 
 	CHECK(!next);
 	remora_options_init(&o);
-	o.read_only = how->read_only;
 	o.first = how->first;
-	r = spec_get_number(args, "connections", 1, WIRE_CONNS_MAX, &connections);
+	r = options_of(args, &o);
+	o.read_only = o.read_only || how->read_only;
+	if (!r) {
+		r = place_of(args->part, &text, &o, &why);
+		if (r)
+			spec_error(args->spec, args->part->rest_at, args->e, "%s", why.text);
+	}
 	if (!r)
-		r = spec_get_time(args, "for", &o.for_ns);
-	if (!r)
-		r = spec_get_time(args, "connect", &o.connect_ns);
-	if (!r)
-		r = spec_get_bool(args, "readonly", &o.read_only);
+		r = tls_of(args, &o);
 	if (!r)
 		r = spec_options_end(args);
-	if (r)
-		return r;
-	o.connections = (unsigned)connections;
-	o.read_only = o.read_only || how->read_only;
-	r = place_of(args->part, &text, &o, &why);
-	if (r)
-		spec_error(args->spec, args->part->rest_at, args->e, "%s", why.text);
-	else
+	if (!r)
 		r = remora_connect_until(ret, how->loop, &o,
 					 how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
+	tls_unref(o.tls);
+	free(text);
+	return r;
+}
+
+int remora_options_parse(const struct spec *spec, struct remora_options *o, struct err *e)
+{
+	struct spec_part part = spec->part[spec->parts - 1]; /* options are marked as used */
+	struct spec_args args = { .spec = spec, .part = &part, .e = e };
+	const struct store_kind *kind = store_kind_find(part.name, strlen(part.name));
+	char *text = NULL;
+	struct err why = { 0 };
+	int r;
+
+	remora_options_init(o);
+	if (!kind || kind->open != back_remora_open)
+		return spec_error(spec, part.at, e, "this is no resource of a Remora server");
+	r = spec_check_options(spec, &part, kind, e);
+	if (!r)
+		r = options_of(&args, o);
+	if (!r) {
+		r = place_of(&part, &text, o, &why);
+		if (r)
+			spec_error(spec, part.rest_at, e, "%s", why.text);
+	}
+	if (!r)
+		r = tls_of(&args, o);
+	o->name = ""; /* it was in the text */
 	free(text);
 	return r;
 }

@@ -7,6 +7,7 @@
 #define REMORA_BACK_REMORA_H
 
 #include "io/sock.h"
+#include "io/tls.h"
 #include "store/store.h"
 
 struct remora_options {
@@ -19,6 +20,7 @@ struct remora_options {
 	uint64_t connect_ns;   /* to connect and to be greeted; 0 = 10 s */
 	bool read_only;
 	struct range first;    /* to be read along with the hello; length 0 = nothing */
+	struct tls *tls;       /* NULL = in clear; counted, not taken */
 };
 
 #define REMORA_FOR_DEFAULT_NS (60 * NS_PER_S)
@@ -46,9 +48,15 @@ struct remora_entry {
 	bool read_only;
 };
 
-/* What a server has. Set-up code. *ret is the caller's to free(). fd as in the options. */
-MUST_USE int remora_list(struct loop *loop, const struct sock_addr *addr, int fd,
-			 uint64_t connect_ns,
+/* What a server has. Set-up code. *ret is the caller's to free(). fd, tls and connect_ns as in the
+ * options. */
+MUST_USE int remora_list(struct loop *loop, const struct remora_options *options,
 			 struct remora_entry **ret, size_t *ret_count, struct err *e);
+
+/* What a spec of the kinds that back_remora_open() knows says of the server, for those who do not
+ * open the resource: its name is of no interest. options->tls is the caller's. */
+struct spec;
+MUST_USE int remora_options_parse(const struct spec *spec, struct remora_options *options,
+				  struct err *e);
 
 #endif

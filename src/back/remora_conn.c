@@ -180,8 +180,14 @@ static void conn_lost(struct stream *s, int err)
 {
 	struct rconn *c = CONTAINER_OF(s, struct rconn, stream);
 
-	if (c->state == RCONN_HELLO && !err)
-		rconn_drop(c, -ECONNRESET, "it closed the connection without a greeting");
+	if (*stream_why(s))
+		rconn_drop(c, err ? err : -ECONNRESET, stream_why(s));
+	else if (c->state == RCONN_HELLO && !err)
+		rconn_drop(c, -ECONNRESET,
+			   c->m->tls || c->m->addr.domain == AF_UNIX
+				   ? "it closed the connection without a greeting"
+				   : "it closed the connection without a greeting; if it speaks "
+				     "TLS, write remoras:// instead of remora://");
 	else
 		rconn_drop(c, err ? err : -ECONNRESET,
 			   err ? strerrordesc_np(-err) : "closed by the server");
@@ -318,6 +324,13 @@ static void rconn_greet(struct rconn *c, int fd)
 	c->stream.lost = conn_lost;
 	c->stream.stopped = conn_stopped;
 	r = stream_open(&c->stream, m->store.loop, fd);
+	if (!r && m->tls) {
+		r = stream_secure(&c->stream, m->tls);
+		if (r) {
+			loop_close_fd(m->store.loop, fd);
+			stream_abandon(&c->stream);
+		}
+	}
 	if (r) {
 		rconn_drop(c, r, "out of memory");
 		rconn_down(c);

@@ -120,6 +120,7 @@ struct remora {
 	struct sock_addr addr;
 	char addr_text[SOCK_TEXT_MAX];
 	bool can_connect;
+	struct tls *tls; /* NULL = in clear */
 	char name[NAME_LEN_MAX + 1];
 	bool read_only;
 	uint64_t for_ns, connect_ns;

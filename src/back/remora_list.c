@@ -16,6 +16,7 @@
 
 struct lister {
 	struct loop *loop;
+	struct tls *tls;
 	char addr_text[SOCK_TEXT_MAX];
 	struct op op;
 	int fd;
@@ -56,7 +57,7 @@ static void list_lost(struct stream *s, int err)
 	struct lister *l = CONTAINER_OF(s, struct lister, stream);
 
 	lister_end(l, err ? err : -ECONNRESET,
-		   err ? strerrordesc_np(-err) : "closed by the server");
+		   *stream_why(s) ? stream_why(s) : err ? strerrordesc_np(-err) : "closed by the server");
 }
 
 static void list_stopped(struct stream *s)
@@ -126,6 +127,13 @@ static void list_greet(struct lister *l, int fd)
 	l->stream.lost = list_lost;
 	l->stream.stopped = list_stopped;
 	r = stream_open(&l->stream, l->loop, fd);
+	if (!r && l->tls) {
+		r = stream_secure(&l->stream, l->tls);
+		if (r) {
+			loop_close_fd(l->loop, fd);
+			stream_abandon(&l->stream);
+		}
+	}
 	if (r) {
 		l->stopped = true;
 		lister_end(l, r, "out of memory");
@@ -176,38 +184,37 @@ static int list_take(struct lister *l, struct remora_entry **ret, size_t *ret_co
 	return 0;
 }
 
-int remora_list(struct loop *loop, const struct sock_addr *addr, int fd, uint64_t connect_ns,
-		struct remora_entry **ret, size_t *ret_count, struct err *e)
+int remora_list(struct loop *loop, const struct remora_options *o, struct remora_entry **ret,
+		size_t *ret_count, struct err *e)
 {
 	struct lister *l = calloc(1, sizeof(*l));
+	uint64_t connect_ns = o->connect_ns ? o->connect_ns : REMORA_CONNECT_DEFAULT_NS;
 	int r;
 
 	*ret = NULL;
 	*ret_count = 0;
 	if (!l) {
-		if (fd >= 0)
-			loop_close_fd(loop, fd);
+		if (o->fd >= 0)
+			loop_close_fd(loop, o->fd);
 		return err_sys(e, -ENOMEM, "asking for the list");
 	}
-	*l = (struct lister){ .loop = loop, .fd = fd, .e = e, .timer.fire = list_timer,
-			      .op.done = list_connected };
+	*l = (struct lister){ .loop = loop, .fd = o->fd, .tls = o->tls, .e = e,
+			      .timer.fire = list_timer, .op.done = list_connected };
 	snprintf(l->addr_text, sizeof(l->addr_text), "the server");
-	if (fd < 0) {
-		sock_format(addr, l->addr_text);
-		l->fd = loop_socket(loop, addr->domain);
+	if (o->fd < 0) {
+		sock_format(&o->addr, l->addr_text);
+		l->fd = loop_socket(loop, o->addr.domain);
 		if (l->fd < 0) {
 			r = err_sys(e, l->fd, "%s", l->addr_text);
 			free(l);
 			return r;
 		}
-		op_connect(loop, &l->op, l->fd, (const struct sockaddr *)&addr->ss, addr->len);
+		op_connect(loop, &l->op, l->fd, (const struct sockaddr *)&o->addr.ss, o->addr.len);
 	} else {
-		list_greet(l, fd);
+		list_greet(l, o->fd);
 	}
 	if (!l->done)
-		timer_set(loop, &l->timer,
-			  loop_now_fresh(loop) +
-				  (connect_ns ? connect_ns : REMORA_CONNECT_DEFAULT_NS));
+		timer_set(loop, &l->timer, loop_now_fresh(loop) + connect_ns);
 	r = loop_run_until(loop, &l->stopped, NEVER_NS); /* the timer ends it */
 	if (r) /* the loop is broken, and will never give back what it has of ours */
 		return err_sys(e, r, "%s", l->addr_text);

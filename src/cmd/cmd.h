@@ -65,7 +65,7 @@ enum opt_kind {
 	OPT_WORD,   /* unsigned: which of the words in `arg` ("auto|json|none") */
 };
 
-#define OPT_LIST_MAX 16u
+#define OPT_LIST_MAX 64u
 
 struct opt_list {
 	const char *at[OPT_LIST_MAX];

@@ -6,6 +6,7 @@
  *
  * Locking: none.
  */
+#include <errno.h>
 #include <getopt.h>
 #include <string.h>
 
@@ -13,22 +14,27 @@
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "cmd/cmd.h"
+#include "store/spec.h"
 
 /* ADDR, or the spec of a resource, whose name does not matter here. */
-static int address_parse(const char *text, struct sock_addr *ret, struct err *e)
+static int address_parse(const char *text, struct remora_options *ret, struct err *e)
 {
-	static const char tcp[] = "remora://", local[] = "remora+unix://";
+	CLEANUP(spec_done) struct spec spec = { 0 };
+	static const char local[] = "remora+unix://";
 	char addr[SPEC_LEN_MAX + 8];
+	int r;
 
+	remora_options_init(ret);
 	if (!strncmp(text, local, strlen(local)))
 		snprintf(addr, sizeof(addr), "unix:%s", text + strlen(local));
-	else if (!strncmp(text, tcp, strlen(tcp)))
-		snprintf(addr, sizeof(addr), "%.*s",
-			 (int)MIN(strcspn(text + strlen(tcp), "/?"), SPEC_LEN_MAX),
-			 text + strlen(tcp));
+	else if (!strncmp(text, "remora", 6) && strstr(text, "://"))
+		addr[0] = '\0';
 	else
 		snprintf(addr, sizeof(addr), "%s", text);
-	return sock_parse(addr, ret, e);
+	if (addr[0])
+		return sock_parse(addr, &ret->addr, e);
+	r = spec_parse(text, &spec, e);
+	return r ? r : remora_options_parse(&spec, ret, e);
 }
 
 static void list_print(const struct remora_entry *entry, size_t count)
@@ -74,7 +80,8 @@ int cmd_list(int argc, char **argv)
 		.name = "list",
 		.args = "[OPTION]... ADDR",
 		.options = options,
-		.more = "ADDR is HOST:PORT, unix:PATH, remora://HOST:PORT or remora+unix:///PATH.\n"
+		.more = "ADDR is HOST:PORT, unix:PATH, or the spec of a resource there: remora://HOST:PORT,\n"
+			"remoras://HOST:PORT?ca=FILE&cert=FILE&key=FILE, remora+unix:///PATH.\n"
 			"\n"
 			"Example:\n"
 			"  remora list unix:/run/remora.sock\n",
@@ -84,7 +91,7 @@ int cmd_list(int argc, char **argv)
 		.loop = true,
 	};
 	struct common common;
-	struct sock_addr addr;
+	struct remora_options from;
 	struct err e = { 0 };
 	struct run run;
 	size_t count = 0;
@@ -92,15 +99,19 @@ int cmd_list(int argc, char **argv)
 
 	if (r >= 0)
 		return r;
-	if (address_parse(argv[optind], &addr, &e))
+	r = address_parse(argv[optind], &from, &e);
+	if (!r)
+		r = run_open(&run, &common, &e);
+	if (r) {
+		tls_unref(from.tls);
 		return say_failed(&e, NULL);
-	r = run_open(&run, &common, &e);
-	if (r)
-		return say_failed(&e, NULL);
-	r = remora_list(run.loop, &addr, -1, timeout_ns, &entry, &count, &e);
+	}
+	from.connect_ns = timeout_ns;
+	r = remora_list(run.loop, &from, &entry, &count, &e);
 	run_close(&run);
+	tls_unref(from.tls);
 	if (r)
-		return say_failed(&e, "is a remora serve running there?");
+		return say_failed(&e, r == -EACCES ? NULL : "is a remora serve running there?");
 	if (common.json)
 		list_json(entry, count);
 	else

@@ -87,25 +87,6 @@ static int resources_name(struct serve *s, int count, char **args, struct err *e
 
 /* ---- opening ---- */
 
-static int addresses_parse(struct serve *s, struct err *e)
-{
-	for (size_t i = 0; i < s->listen.count; i++) {
-		int r = sock_parse(s->listen.at[i], &s->addr[i], e);
-
-		if (r) {
-			err_prefix(e, "--listen");
-			return r;
-		}
-		if (!sock_is_local(&s->addr[i]))
-			return err_set(e, -EINVAL,
-				       "--listen %s: only unix sockets and loopback addresses: "
-				       "there is no encryption "
-				       "yet (to reach it from afar: ssh -L)",
-				       s->listen.at[i]);
-	}
-	return 0;
-}
-
 static int resources_open(struct serve *s, struct err *e)
 {
 	const struct store_open how = { .loop = s->run.loop,
@@ -157,7 +138,9 @@ static int server_start(struct serve *s, struct err *e)
 					   CONNS_PER_CLIENT;
 		options.limits.conns_session_max = CONNS_PER_CLIENT;
 	}
-	r = server_open(&s->server, s->run.loop, &options, e);
+	r = serve_access_rules(s, &options, e);
+	if (!r)
+		r = server_open(&s->server, s->run.loop, &options, e);
 	for (size_t i = 0; !r && i < s->listen.count; i++)
 		r = patient_listen(s, &s->addr[i], e);
 	return r;
@@ -232,6 +215,11 @@ static void serve_signal(struct run *run)
 {
 	struct serve *s = CONTAINER_OF(run, struct serve, run);
 
+	if (run->last_signal == SIGHUP && s->tls && !s->stop) {
+		run->signals--;
+		serve_access_reload(s);
+		return;
+	}
 	s->stop = true;
 	if (run->signals == 1) {
 		log_info(&run->env.log,
@@ -292,7 +280,7 @@ static int serve_run(struct serve *s, int argc, char **argv)
 	struct err e = { 0 };
 	int ready_fd = -1, r, code = CMD_OK, end;
 
-	r = addresses_parse(s, &e);
+	r = serve_access_open(s, &e);
 	if (!r)
 		r = resources_name(s, argc, argv, &e);
 	if (!r && s->ready != UINT64_MAX)
@@ -329,15 +317,18 @@ static int serve_run(struct serve *s, int argc, char **argv)
 static const char serve_more[] =
 	"A SPEC is a path, memory:64M, pattern:1T and so on: see man remora-spec. NAME is what\n"
 	"clients ask for; it defaults to the file's name, or to the back end's. ADDR is unix:PATH,\n"
-	"or HOST:PORT with a loopback address (port 0 = any).\n"
+	"or HOST:PORT (port 0 = any); addresses that other machines reach need TLS. WHO is a name\n"
+	"in a certificate, the identity of a secret, uid:N on a unix socket, or *.\n"
 	"\n"
 	"SIGTERM or ^C: no more clients, requests in flight end, everything is flushed. Twice: at\n"
-	"once.\n"
+	"once. SIGHUP, with TLS: certificates and secrets are read again.\n"
 	"\n"
 	"Examples:\n"
 	"  remora serve disk.img --listen unix:/run/remora.sock\n"
 	"  remora serve --read-only a=/srv/a.img b=/srv/b.img --listen 127.0.0.1:7000\n"
-	"  remora serve scratch=memory:1G --listen 127.0.0.1:0\n";
+	"  remora serve scratch=memory:1G --listen 127.0.0.1:0\n"
+	"  remora serve disk.img --listen 0.0.0.0:7000 --tls-cert a.crt --tls-key a.key \\\n"
+	"      --tls-ca ca.crt --allow host-b=disk.img:ro\n";
 
 int cmd_serve(int argc, char **argv)
 {
@@ -353,6 +344,17 @@ int cmd_serve(int argc, char **argv)
 	const struct opt options[] = {
 		{ "listen", 'l', OPT_LIST, "ADDR", "where it listens; may be given several times",
 		  &s->listen },
+		{ "tls-cert", 0, OPT_TEXT, "FILE",
+		  "TLS over TCP: the server's certificate (PEM)", &s->tls_cert },
+		{ "tls-key", 0, OPT_TEXT, "FILE", "its key", &s->tls_key },
+		{ "tls-ca", 0, OPT_TEXT, "FILE",
+		  "clients must have a certificate of this CA", &s->tls_ca },
+		{ "psk", 0, OPT_TEXT, "FILE",
+		  "TLS over TCP: clients may have one of these secrets instead", &s->psk },
+		{ "allow", 0, OPT_LIST, "WHO=NAME[,NAME]...[:ro]",
+		  "what a client may have; without any, all may have all", &s->allow },
+		{ "insecure", 0, OPT_FLAG, NULL,
+		  "other machines may come in clear, and nobody asks who they are", &s->insecure },
 		{ "read-only", 'r', OPT_FLAG, NULL,
 		  "refuses writes, and opens the resources without the right to write",
 		  &s->read_only },
@@ -386,6 +388,7 @@ int cmd_serve(int argc, char **argv)
 		return say_usage(
 			"--listen is missing: say where, as in --listen unix:/run/remora.sock");
 	r = serve_run(s, argc - optind, argv + optind);
+	serve_access_close(s);
 	free(s->resource);
 	return out_end(r);
 }

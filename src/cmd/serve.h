@@ -25,11 +25,25 @@ struct serve {
 	struct control_log *log; /* either may be NULL: it serves without */
 	struct control *control;
 	uint64_t started_ns; /* since 1970 */
+	/* who may come (serve_access.c) */
+	struct tls *tls; /* NULL: in clear */
+	struct server_allow *allowed;
+	size_t allowed_count;
+	char *allow_text[OPT_LIST_MAX];
 	/* options */
-	struct opt_list listen;
+	struct opt_list listen, allow;
+	const char *tls_cert, *tls_key, *tls_ca, *psk;
+	bool insecure;
 	bool read_only, no_list;
 	uint64_t max_clients, ready, grace_ns;
 };
+
+/* Reads the files for TLS and the addresses, which must fit together. */
+MUST_USE int serve_access_open(struct serve *s, struct err *e);
+/* What the server is told of it. */
+MUST_USE int serve_access_rules(struct serve *s, struct server_options *o, struct err *e);
+void serve_access_reload(struct serve *s);
+void serve_access_close(struct serve *s);
 
 /* Keeps the log's lines for those who ask later. Behind run_open(). */
 void serve_log_open(struct serve *s);

@@ -28,16 +28,6 @@
 
 /* ---- exports ---- */
 
-struct sexport *server_export_find(struct server *sv, const uint8_t *name, size_t len)
-{
-	if (!len && sv->export_count == 1)
-		return &sv->exports[0];
-	for (size_t i = 0; i < sv->export_count; i++)
-		if (strlen(sv->exports[i].name) == len && !memcmp(sv->exports[i].name, name, len))
-			return &sv->exports[i];
-	return NULL;
-}
-
 uint64_t server_export_instance(const struct server *sv, const struct sexport *x, uint64_t of_store)
 {
 	uint64_t store = of_store ? of_store : x->store->info.instance;
@@ -126,6 +116,8 @@ static void server_free(struct server *sv)
 	free(sv->exports);
 	free(sv->list);
 	free(sv->uids);
+	free(sv->allow);
+	tls_unref(sv->tls);
 	free(sv);
 }
 
@@ -162,12 +154,24 @@ int server_open(struct server **ret, struct loop *loop, const struct server_opti
 	}
 	if (!r)
 		r = exports_take(sv, o);
+	if (r)
+		err_sys(e, r, "server");
+	else
+		r = sallows_take(sv, o, e);
 	if (r) {
 		server_free(sv);
-		return err_sys(e, r, "server");
+		return r;
 	}
+	sv->tls = o->tls ? tls_ref(o->tls) : NULL;
 	*ret = sv;
 	return 0;
+}
+
+void server_tls_set(struct server *sv, struct tls *tls)
+{
+	CHECK(sv->tls && tls); /* clear or not: that does not change under those who come */
+	tls_unref(sv->tls);
+	sv->tls = tls_ref(tls);
 }
 
 /* ---- listening ---- */
@@ -217,6 +221,7 @@ static void listen_accepted(struct op *op, int res)
 {
 	struct slisten *l = CONTAINER_OF(op, struct slisten, op);
 	struct server *sv = l->sv;
+	struct tls *tls = l->addr.domain == AF_UNIX ? NULL : sv->tls;
 	struct sconn *c;
 
 	if (sv->closing) {
@@ -233,9 +238,9 @@ static void listen_accepted(struct op *op, int res)
 		return;
 	}
 	if (!user_allowed(sv, l, res)) {
-		if (sconn_open(sv, res, &c) == 0)
+		if (sconn_open(sv, res, tls, &c) == 0)
 			sconn_refuse(c, WIRE_EACCES, "this server does not serve your user");
-	} else if (sconn_open(sv, res, &c)) {
+	} else if (sconn_open(sv, res, tls, &c)) {
 		log_warn(&loop_env(sv->loop)->log,
 			 "server: a connection was closed at once: too many of them");
 	}
@@ -258,10 +263,10 @@ int server_listen(struct server *sv, const struct sock_addr *addr, struct sock_a
 
 	CHECK(!sv->closing);
 	sock_format(addr, text);
-	if (!sv->anywhere && !sock_is_local(addr))
+	if (!sv->anywhere && !sv->tls && !sock_is_local(addr))
 		return err_set(e, -EPERM,
-			       "%s can be reached from other machines, and there is no encryption yet: listen on "
-			       "127.0.0.1 or on a unix socket",
+			       "%s can be reached from other machines: TLS is needed (certificates "
+			       "or a secret)",
 			       text);
 	l = calloc(1, sizeof(*l));
 	if (!l)
@@ -286,7 +291,7 @@ int server_attach(struct server *sv, int fd)
 	struct sconn *c;
 
 	CHECK(!sv->closing);
-	return sconn_open(sv, fd, &c);
+	return sconn_open(sv, fd, NULL, &c);
 }
 
 /* ---- closing ---- */

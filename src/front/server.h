@@ -11,9 +11,21 @@
 #define REMORA_FRONT_SERVER_H
 
 #include "io/sock.h"
+#include "io/tls.h"
 #include "store/store.h"
 
 struct server;
+
+/*
+ * What a client may have. Without any, every client may have everything. `who` is a name or an
+ * address in its certificate, the identity of its secret, "uid:N" for a user who comes through a
+ * unix socket, or "*": everybody who may come at all. What several say adds up.
+ */
+struct server_allow {
+	const char *who;	/* copied */
+	const char *export;	/* NULL = all; copied */
+	bool read_only;
+};
 
 struct server_export {
 	const char *name; /* "" is allowed for one; copied */
@@ -44,6 +56,10 @@ struct server_options {
 	bool list_hidden;	 /* names are not told */
 	/* listen on addresses that are not local, too: in clear, without asking who comes */
 	bool anywhere;
+	/* who comes over TCP proves by it who he is; NULL = in clear. Counted, not taken */
+	struct tls *tls;
+	const struct server_allow *allow;
+	size_t allow_count;
 	/* unix sockets: these users alone; copied. None = whom the socket's mode lets in */
 	const uid_t *uids;
 	size_t uid_count;
@@ -72,7 +88,10 @@ MUST_USE int server_open(struct server **ret, struct loop *loop,
 MUST_USE int server_listen(struct server *server, const struct sock_addr *addr,
 			   struct sock_addr *ret_addr, struct err *e);
 
-/* Serves a connected socket, which it owns from here on. */
+/* For connections from now on, in place of the one there was. */
+void server_tls_set(struct server *server, struct tls *tls);
+
+/* Serves a connected socket in clear, which it owns from here on. */
 MUST_USE int server_attach(struct server *server, int fd);
 
 /*

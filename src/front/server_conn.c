@@ -40,6 +40,7 @@ static void sconn_free(struct sconn *c)
 
 	CHECK(c->state == SCONN_ENDED && !c->busy && !c->in_store);
 	sreqs_close(c);
+	free(c->list);
 	link_remove(&c->link);
 	sv->conn_count--;
 	server_conn_ended(sv);
@@ -63,7 +64,8 @@ void sconn_abandon(struct sconn *c)
 	c->mem.used = c->shm.used = 0;
 	c->places = 0;
 	sreqs_close(c);
-	free(c->stream.buf);
+	stream_abandon(&c->stream);
+	free(c->list);
 	free(c);
 }
 
@@ -160,30 +162,6 @@ void sconn_refuse(struct sconn *c, uint32_t code, const char *fmt, ...)
 	c->sv->counts.refused++;
 	answer_send(c, c->answer, wire_refusal_encode(code, text, c->answer, sizeof(c->answer)));
 	sconn_drain(c, now_of(c) + c->sv->limits.handshake_ns);
-}
-
-/* "there are: a, b, c", as far as there is room. */
-static void refuse_name(struct sconn *c, const struct wire_hello *hello)
-{
-	const struct server *sv = c->sv;
-	char text[WIRE_REFUSAL_TEXT_MAX];
-	int n;
-
-	if (hello->name_len)
-		n = snprintf(text, sizeof(text), "no resource is named \"%.*s\"",
-			     (int)hello->name_len,
-			     (const char *)hello->name);
-	else
-		n = snprintf(text, sizeof(text), "there are several resources: a name is needed");
-	for (size_t i = 0; !sv->list_hidden && i < sv->export_count; i++) {
-		size_t room = sizeof(text) - (size_t)n;
-
-		if (room < strlen(sv->exports[i].name) + sizeof("; there are: , ..."))
-			break;
-		n += snprintf(text + n, room, "%s%s", i ? ", " : "; there are: ",
-			      sv->exports[i].name);
-	}
-	sconn_refuse(c, WIRE_ENOENT, "%s", text);
 }
 
 static bool same_place(const struct sconn *a, const struct sconn *b)
@@ -296,22 +274,36 @@ static bool replace_former(struct sconn *c)
 	return true;
 }
 
+static void conn_list(struct sconn *c)
+{
+	const uint8_t *list;
+	size_t len;
+
+	if (c->sv->list_hidden) {
+		sconn_refuse(c, WIRE_EACCES, "this server does not tell what it has");
+		return;
+	}
+	list = sconn_list(c, &len);
+	if (!list) {
+		sconn_refuse(c, WIRE_ENOMEM, "the server has no memory for the list");
+		return;
+	}
+	answer_send(c, list, len);
+	sconn_drain(c, now_of(c) + c->sv->limits.handshake_ns);
+}
+
 static void conn_hello_taken(struct sconn *c, const struct wire_hello *hello)
 {
 	struct server *sv = c->sv;
+	bool may_only_read;
 
 	if (hello->flags & WIRE_HELLO_LIST) {
-		if (sv->list_hidden) {
-			sconn_refuse(c, WIRE_EACCES, "this server does not tell what it has");
-			return;
-		}
-		answer_send(c, sv->list, sv->list_len);
-		sconn_drain(c, now_of(c) + sv->limits.handshake_ns);
+		conn_list(c);
 		return;
 	}
-	c->export = server_export_find(sv, hello->name, hello->name_len);
-	if (!c->export) {
-		refuse_name(c, hello);
+	c->export = sconn_export_find(c, hello->name, hello->name_len);
+	if (!c->export || !sconn_may(c, c->export, &may_only_read)) {
+		sconn_refuse_name(c, hello->name, hello->name_len);
 		return;
 	}
 	if (hello->index >= sv->limits.conns_session_max) {
@@ -325,7 +317,8 @@ static void conn_hello_taken(struct sconn *c, const struct wire_hello *hello)
 	c->payload_max = hello->payload_max;
 	c->first = hello->first;
 	c->wants_shared = hello->flags & WIRE_HELLO_SHARED;
-	c->read_only = hello->flags & WIRE_HELLO_READ_ONLY || c->export->read_only ||
+	c->read_only = hello->flags & WIRE_HELLO_READ_ONLY || may_only_read ||
+		       c->export->read_only ||
 		       c->export->store->info.read_only;
 	c->state = SCONN_WAITING;
 	if (!replace_former(c)) {
@@ -384,8 +377,14 @@ static void conn_ready(struct stream *s)
 
 static void conn_lost(struct stream *s, int err)
 {
+	struct sconn *c = CONTAINER_OF(s, struct sconn, stream);
+
 	(void)err; /* clients come and go */
-	sconn_stop(CONTAINER_OF(s, struct sconn, stream));
+	if (c->state == SCONN_HELLO && *stream_why(s)) {
+		c->sv->counts.refused++;
+		server_tell_refused(c->sv, c, stream_why(s));
+	}
+	sconn_stop(c);
 }
 
 static void alive_sent(struct stream_frame *frame, int err)
@@ -432,7 +431,9 @@ static void sconn_timer(struct timer *timer)
 
 	switch (c->state) {
 	case SCONN_HELLO:
-		sconn_dropped(c, "it did not say hello in time");
+		sconn_dropped(c, stream_is_secure(&c->stream) && !*stream_peer(&c->stream)
+					 ? "its TLS handshake did not end in time"
+					 : "it did not say hello in time");
 		break;
 	case SCONN_WAITING:
 		sconn_dropped(c, "its former connection did not end in time");
@@ -446,7 +447,20 @@ static void sconn_timer(struct timer *timer)
 	}
 }
 
-int sconn_open(struct server *sv, int fd, struct sconn **ret)
+/* Who comes through a unix socket of this machine. */
+static void uid_take(struct sconn *c)
+{
+	struct ucred who;
+	socklen_t len = sizeof(who);
+
+	if (c->sv->allow_count && stream_passes_fds(&c->stream) &&
+	    !getsockopt(c->stream.fd, SOL_SOCKET, SO_PEERCRED, &who, &len)) {
+		c->has_uid = true;
+		c->uid = who.uid;
+	}
+}
+
+int sconn_open(struct server *sv, int fd, struct tls *tls, struct sconn **ret)
 {
 	const struct wire_reply alive = { .op = WIRE_ALIVE };
 	struct sconn *c;
@@ -470,6 +484,13 @@ int sconn_open(struct server *sv, int fd, struct sconn **ret)
 		free(c);
 		return r;
 	}
+	if (tls && stream_secure(&c->stream, tls)) {
+		loop_close_fd(sv->loop, fd);
+		stream_abandon(&c->stream);
+		free(c);
+		return -ENOMEM;
+	}
+	uid_take(c);
 	list_init(&c->idle);
 	wire_reply_encode(&alive, c->alive);
 	c->alive_iov = (struct iovec){ c->alive, sizeof(c->alive) };

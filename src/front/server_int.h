@@ -37,6 +37,12 @@ struct sexport {
 	uint64_t pending; /* our requests in it */
 };
 
+struct sallow {
+	char who[TLS_IDENTITY_MAX + 1];
+	const struct sexport *export; /* NULL = all */
+	bool read_only;
+};
+
 enum sconn_state {
 	SCONN_HELLO,	/* timer: deadline */
 	SCONN_WAITING,	/* for the former connection of its session and index; timer: deadline */
@@ -81,6 +87,9 @@ struct sconn {
 	uint32_t len_max;     /* and what we take, as the welcome said */
 	struct range first;
 	struct sexport *export;
+	uint8_t *list; /* NULL: it is told the server's */
+	bool has_uid;
+	uid_t uid;
 	bool greeted; /* counts as a client's */
 	bool held;    /* reading rests until a buffer, a request or room for replies is free */
 	/* from the welcome on */
@@ -124,6 +133,12 @@ struct server {
 	struct sexport *exports;
 	size_t export_count;
 	bool list_hidden, anywhere;
+	struct tls *tls; /* NULL: in clear */
+	struct sallow *allow;
+	size_t allow_count;
+	/* strangers who were turned away are told of, but not all of them */
+	uint64_t told_since_ns;
+	unsigned told;
 	uid_t *uids;
 	size_t uid_count;
 	uint64_t instance;
@@ -153,15 +168,32 @@ MUST_USE int splaces_release(struct sconn *c, struct range place);
 
 /* ---- server.c ---- */
 
-struct sexport *server_export_find(struct server *sv, const uint8_t *name, size_t len);
 uint64_t server_export_instance(const struct server *sv, const struct sexport *x,
 				uint64_t of_store);
 /* A connection has ended, wholly: those who wait for it may go on. */
 void server_conn_ended(struct server *sv);
 
+/* ---- server_allow.c ---- */
+
+MUST_USE int sallows_take(struct server *sv, const struct server_options *o, struct err *e);
+/* What a client may have of that name ("": the only one), and whether it may write; NULL =
+ * nothing. */
+struct sexport *sconn_export_find(struct sconn *c, const uint8_t *name, size_t len);
+/* Tells it what it may have instead. */
+void sconn_refuse_name(struct sconn *c, const uint8_t *name, size_t len);
+bool sconn_may(const struct sconn *c, const struct sexport *x, bool *ret_read_only);
+/* The list of what it may have; NULL = no memory. It is the connection's. */
+const uint8_t *sconn_list(struct sconn *c, size_t *ret_len);
+/* "host-a at 10.0.0.2:4711", for people. */
+#define SCONN_WHO_MAX (TLS_PEER_MAX + SOCK_TEXT_MAX + 16)
+const char *sconn_who(const struct sconn *c, char *buf);
+/* A stranger was turned away: told in the log, unless there are too many of them. */
+void server_tell_refused(struct server *sv, const struct sconn *c, const char *why);
+
 /* ---- server_conn.c ---- */
 
-MUST_USE int sconn_open(struct server *sv, int fd, struct sconn **ret);
+/* tls: NULL = in clear. */
+MUST_USE int sconn_open(struct server *sv, int fd, struct tls *tls, struct sconn **ret);
 void sconn_refuse(struct sconn *c, uint32_t code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* Asked again when another connection has ended. */
 void sconn_welcome_if_free(struct sconn *c);

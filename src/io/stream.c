@@ -15,7 +15,10 @@
  *  - bytes in the buffer lie behind those that fill and skip still want, so while these are not
  *    done the buffer is empty;
  *  - after stream_stop() no callback but sent() and, last, stopped(); that one only when no op and
- *    no post is out.
+ *    no post is out;
+ *  - secured: a batch of frames is in tx_iov until all of it is encrypted and has left; bytes of
+ *    the peer that rest in TLS (the owner has paused) are taken from a post, never in
+ *    stream_resume().
  *
  * Locking: the loop's thread.
  */
@@ -27,10 +30,18 @@
 #include <string.h>
 #include <unistd.h>
 
+#define STREAM_GOODBYE_NS (100 * NS_PER_MS) /* for the last words of TLS */
+
 static void rx_done(struct op *op, int res);
 static void tx_done(struct op *op, int res);
 static void tx_run(struct post *post);
 static void end_run(struct post *post);
+static void tx_kick(struct stream *s);
+static void tls_rx_next(struct stream *s);
+static void tls_received(struct stream *s, int res);
+static void tls_sent(struct stream *s, int res);
+static void tls_tx(struct stream *s);
+static bool tls_goodbye(struct stream *s);
 
 int stream_open(struct stream *s, struct loop *loop, int fd)
 {
@@ -64,10 +75,8 @@ static void stream_lose(struct stream *s, int err)
 
 /* ---- reading ---- */
 
-static void rx_next(struct stream *s)
+static void buf_make_room(struct stream *s)
 {
-	if (s->paused || s->is_lost || s->stopping || s->in_ready || op_pending(&s->rx))
-		return;
 	if (s->head == s->tail)
 		s->head = s->tail = 0;
 	if (s->tail == STREAM_BUF_LEN && s->head) {
@@ -77,6 +86,17 @@ static void rx_next(struct stream *s)
 	}
 	/* else the owner wants more at a time than fits, or forgot to pause */
 	CHECK(s->tail < STREAM_BUF_LEN);
+}
+
+static void rx_next(struct stream *s)
+{
+	if (s->paused || s->is_lost || s->stopping || s->in_ready || op_pending(&s->rx))
+		return;
+	if (s->tls) {
+		tls_rx_next(s);
+		return;
+	}
+	buf_make_room(s);
 	if (s->fill_left) {
 		CHECK(s->head == s->tail);
 		int n = s->fill_count - s->fill_at;
@@ -113,23 +133,11 @@ static void skip_buffered(struct stream *s)
 	s->skip_left -= n;
 }
 
-static void rx_done(struct op *op, int res)
+/* `len` bytes are there: first those of the fill, then buffered ones. */
+static void rx_take(struct stream *s, size_t len)
 {
-	struct stream *s = CONTAINER_OF(op, struct stream, rx);
-	size_t len, n;
+	size_t n = MIN(len, s->fill_left);
 
-	if (s->stopping) {
-		end_run(&s->end_post);
-		return;
-	}
-	if (res <= 0) {
-		stream_lose(s, res);
-		return;
-	}
-	len = (size_t)res;
-	s->received_ns = loop_now(s->loop);
-	s->received_bytes += len;
-	n = MIN(len, s->fill_left);
 	fill_advance(s, n);
 	s->tail += len - n;
 	CHECK(s->tail <= STREAM_BUF_LEN);
@@ -139,6 +147,29 @@ static void rx_done(struct op *op, int res)
 		s->ready(s);
 		s->in_ready = false;
 	}
+}
+
+static void rx_done(struct op *op, int res)
+{
+	struct stream *s = CONTAINER_OF(op, struct stream, rx);
+
+	if (s->stopping) {
+		end_run(&s->end_post);
+		return;
+	}
+	if (res > 0) {
+		s->received_ns = loop_now(s->loop);
+		s->received_bytes += (size_t)res;
+	}
+	if (s->tls) {
+		tls_received(s, res);
+		return;
+	}
+	if (res <= 0) {
+		stream_lose(s, res);
+		return;
+	}
+	rx_take(s, (size_t)res);
 	rx_next(s);
 }
 
@@ -181,7 +212,7 @@ bool stream_passes_fds(const struct stream *s)
 	int domain = 0;
 	socklen_t len = sizeof(domain);
 
-	return strcmp(loop_engine_name(s->loop), "sim") != 0 &&
+	return !s->tls && strcmp(loop_engine_name(s->loop), "sim") != 0 &&
 	       getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
 }
 
@@ -226,6 +257,7 @@ static void rx_first(struct op *op, int res)
 
 void stream_start_fd(struct stream *s)
 {
+	CHECK(!s->tls);
 	s->paused = false;
 	s->rx.done = rx_first;
 	op_poll(s->loop, &s->rx, s->fd, POLLIN);
@@ -249,7 +281,7 @@ int stream_send_fd(struct stream *s, const void *buf, size_t len, int fd)
 			      .msg_controllen = sizeof(control) };
 	ssize_t n;
 
-	CHECK(!s->unsent && !s->sent_bytes);
+	CHECK(!s->unsent && !s->sent_bytes && !s->tls);
 	memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
 	n = sendmsg(s->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (n < 0)
@@ -310,11 +342,24 @@ static bool tx_add(struct stream *s, struct list *from, int *iov_count)
 	return true;
 }
 
+/* The next batch in tx_iov; how many pieces. */
+static int tx_gather(struct stream *s)
+{
+	int iov_count = 0;
+	bool more = true;
+
+	s->tx_len = 0;
+	while (more && !list_empty(&s->out_urgent))
+		more = tx_add(s, &s->out_urgent, &iov_count);
+	while (more && !list_empty(&s->out))
+		more = tx_add(s, &s->out, &iov_count);
+	return iov_count;
+}
+
 static void tx_run(struct post *post)
 {
 	struct stream *s = CONTAINER_OF(post, struct stream, tx_post);
-	int iov_count = 0;
-	bool more = true;
+	int iov_count;
 
 	if (s->stopping) {
 		end_run(&s->end_post);
@@ -322,11 +367,11 @@ static void tx_run(struct post *post)
 	}
 	if (s->is_lost || op_pending(&s->tx))
 		return;
-	s->tx_len = 0;
-	while (more && !list_empty(&s->out_urgent))
-		more = tx_add(s, &s->out_urgent, &iov_count);
-	while (more && !list_empty(&s->out))
-		more = tx_add(s, &s->out, &iov_count);
+	if (s->tls) {
+		tls_tx(s);
+		return;
+	}
+	iov_count = tx_gather(s);
 	if (iov_count)
 		op_sendv_all(s->loop, &s->tx, s->fd, s->tx_iov, iov_count);
 }
@@ -354,6 +399,10 @@ static void tx_done(struct op *op, int res)
 		end_run(&s->end_post);
 		return;
 	}
+	if (s->tls) {
+		tls_sent(s, res);
+		return;
+	}
 	if (res < 0) {
 		stream_lose(s, res); /* the frames end with stream_stop() */
 		return;
@@ -365,6 +414,213 @@ static void tx_done(struct op *op, int res)
 		tx_run(&s->tx_post);
 }
 
+/* ---- TLS between the stream and the socket ---- */
+
+static void tls_post_run(struct post *post);
+static void tls_timer_fire(struct timer *timer);
+
+int stream_secure(struct stream *s, struct tls *tls)
+{
+	CHECK(!s->tls && s->paused && !s->unsent);
+	s->tls_post.run = tls_post_run;
+	s->tls_timer.fire = tls_timer_fire;
+	s->tls_more = true; /* a client begins */
+	return tls_link_open(&s->tls, tls);
+}
+
+const char *stream_why(const struct stream *s)
+{
+	return s->tls ? tls_link_why(s->tls) : "";
+}
+
+const char *stream_peer(const struct stream *s)
+{
+	return s->tls ? tls_link_peer(s->tls) : "";
+}
+
+bool stream_peer_is(const struct stream *s, const char *who)
+{
+	return s->tls && tls_link_peer_is(s->tls, who);
+}
+
+/* An alert that says why leaves first. */
+static void tls_lose(struct stream *s, int err)
+{
+	size_t len;
+
+	if (s->tls_ends)
+		return;
+	s->tls_ends = true;
+	s->tls_err = err;
+	(void)tls_out(s->tls, &len);
+	if (!len)
+		stream_lose(s, err);
+	else
+		tx_kick(s);
+}
+
+static void tls_rx_next(struct stream *s)
+{
+	size_t room;
+	void *at;
+
+	if (s->tls_ends || link_linked(&s->tls_post.link))
+		return;
+	if (s->tls_more) {
+		loop_defer(s->loop, &s->tls_post);
+		return;
+	}
+	at = tls_in(s->tls, &room);
+	CHECK(room);
+	op_recv(s->loop, &s->rx, s->fd, at, room);
+}
+
+/* One step: a record at most. DONE: there may be more. */
+static enum tls_result tls_step(struct stream *s)
+{
+	enum tls_result r;
+	struct iovec *v = &s->fill[s->fill_at];
+	size_t len = 0;
+
+	if (!s->tls_up) {
+		r = tls_shake(s->tls);
+		s->tls_up = r == TLS_DONE;
+		return r;
+	}
+	if (s->fill_left) {
+		r = tls_read(s->tls, v->iov_base, v->iov_len, &len);
+	} else {
+		buf_make_room(s);
+		r = tls_read(s->tls, s->buf + s->tail, STREAM_BUF_LEN - s->tail, &len);
+	}
+	if (len)
+		rx_take(s, len);
+	return r;
+}
+
+/* Takes what there is, as long as the owner wants it. */
+static void tls_run(struct stream *s)
+{
+	enum tls_result r = TLS_DONE;
+
+	while (r == TLS_DONE && !s->paused && !s->stopping && !s->is_lost && !s->tls_ends)
+		r = tls_step(s);
+	if (s->stopping || s->is_lost || s->tls_ends)
+		return;
+	s->tls_more = r == TLS_DONE || r == TLS_WANT_ROOM;
+	if (r == TLS_CLOSED)
+		tls_lose(s, 0);
+	else if (r == TLS_FAILED)
+		tls_lose(s, tls_link_err(s->tls));
+	else
+		tx_kick(s); /* TLS itself may have something to say */
+	if (r != TLS_WANT_ROOM) /* else tls_sent() goes on */
+		rx_next(s);
+}
+
+static void tls_post_run(struct post *post)
+{
+	struct stream *s = CONTAINER_OF(post, struct stream, tls_post);
+
+	if (s->stopping)
+		end_run(&s->end_post);
+	else if (!s->paused && !op_pending(&s->rx))
+		tls_run(s);
+}
+
+static void tls_received(struct stream *s, int res)
+{
+	if (s->tls_ends)
+		return;
+	if (res < 0 || (!res && s->tls_err)) {
+		tls_lose(s, s->tls_err ? s->tls_err : res);
+		return;
+	}
+	if (res)
+		tls_in_add(s->tls, (size_t)res);
+	else
+		tls_in_end(s->tls);
+	s->tls_more = true;
+	if (!s->paused)
+		tls_run(s);
+}
+
+static void tls_tx(struct stream *s)
+{
+	enum tls_result r = TLS_DONE;
+	const void *at;
+	size_t len;
+
+	if (s->tls_err && !s->tls_ends)
+		return;
+	if (s->tls_up && !s->tls_ends) {
+		if (s->tls_at == s->tls_count && list_empty(&s->sending)) {
+			s->tls_at = 0;
+			s->tls_count = tx_gather(s);
+		}
+		r = tls_write(s->tls, s->tx_iov, s->tls_count, &s->tls_at);
+	}
+	if (r == TLS_FAILED)
+		tls_lose(s, tls_link_err(s->tls));
+	at = tls_out(s->tls, &len);
+	if (len && !s->is_lost)
+		op_send_all(s->loop, &s->tx, s->fd, at, len);
+}
+
+static void tls_sent(struct stream *s, int res)
+{
+	size_t len;
+
+	if (res < 0 && !s->tls_ends && op_pending(&s->rx) && !s->tls_err) {
+		s->tls_err = res; /* the peer may have said why before it closed */
+		return;
+	}
+	if (res < 0) {
+		stream_lose(s, s->tls_ends ? s->tls_err : res);
+		return;
+	}
+	s->sent_ns = loop_now(s->loop);
+	s->sent_bytes += (size_t)res;
+	tls_out_sent(s->tls, (size_t)res);
+	(void)tls_out(s->tls, &len);
+	if (s->tls_ends && !len) {
+		stream_lose(s, s->tls_err);
+		return;
+	}
+	if (s->tls_at == s->tls_count && !len)
+		frames_end(s, &s->sending, 0);
+	if (s->stopping)
+		return;
+	tx_run(&s->tx_post);
+	rx_next(s);
+}
+
+/* Says that it is the end, if that can be said: not in the middle of something. True: the op is
+ * to be waited for, but not long. */
+static bool tls_goodbye(struct stream *s)
+{
+	const void *at;
+	size_t len;
+
+	if (!s->tls || s->is_lost || op_pending(&s->tx) || !s->tls_up || s->tls_ends ||
+	    s->tls_err || s->tls_at < s->tls_count)
+		return false;
+	tls_shut(s->tls);
+	at = tls_out(s->tls, &len);
+	if (!len)
+		return false;
+	op_send_all(s->loop, &s->tx, s->fd, at, len);
+	timer_set(s->loop, &s->tls_timer, loop_now(s->loop) + STREAM_GOODBYE_NS);
+	return true;
+}
+
+static void tls_timer_fire(struct timer *timer)
+{
+	struct stream *s = CONTAINER_OF(timer, struct stream, tls_timer);
+
+	op_cancel(s->loop, &s->tx);
+}
+
 /* ---- the end ---- */
 
 static void end_run(struct post *post)
@@ -372,8 +628,9 @@ static void end_run(struct post *post)
 	struct stream *s = CONTAINER_OF(post, struct stream, end_post);
 
 	if (op_pending(&s->rx) || op_pending(&s->tx) || link_linked(&s->tx_post.link) ||
-	    link_linked(&s->end_post.link))
+	    link_linked(&s->end_post.link) || link_linked(&s->tls_post.link))
 		return;
+	timer_clear(s->loop, &s->tls_timer);
 	frames_end(s, &s->sending, -ECANCELED);
 	frames_end(s, &s->out_urgent, -ECANCELED);
 	frames_end(s, &s->out, -ECANCELED);
@@ -383,6 +640,8 @@ static void end_run(struct post *post)
 	if (s->passed_fd >= 0)
 		close(s->passed_fd);
 	s->passed_fd = -1;
+	tls_link_close(s->tls);
+	s->tls = NULL;
 	free(s->buf);
 	s->buf = NULL;
 	s->stopped(s);
@@ -394,6 +653,15 @@ void stream_stop(struct stream *s)
 		return;
 	s->stopping = true;
 	op_cancel(s->loop, &s->rx);
-	op_cancel(s->loop, &s->tx);
+	if (!tls_goodbye(s))
+		op_cancel(s->loop, &s->tx);
 	loop_defer(s->loop, &s->end_post);
+}
+
+void stream_abandon(struct stream *s)
+{
+	tls_link_close(s->tls);
+	s->tls = NULL;
+	free(s->buf);
+	s->buf = NULL;
 }

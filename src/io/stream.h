@@ -8,6 +8,8 @@
  * Headers behind a payload come with the same system call.
  * Writing: frames are lists of pieces of memory; all that wait are sent in one call, the urgent
  * ones first. Nothing is allocated after stream_open().
+ * A stream may be secured: TLS then lies between it and the socket (io/tls.h), and its users see no
+ * difference but that it knows who the peer is. One in clear has nothing of it in its way.
  *
  * Callbacks come from the loop, never from within a call to the stream.
  */
@@ -19,6 +21,7 @@
 #include "base/limits.h"
 #include "base/list.h"
 #include "io/loop.h"
+#include "io/tls.h"
 
 struct stream_frame {
 	const struct iovec *iov; /* borrowed, as is what it names, until sent() */
@@ -61,10 +64,33 @@ struct stream {
 	size_t tx_len;
 	bool paused, is_lost, stopping, in_ready;
 	int passed_fd; /* -1 = none */
+	/* of a secured one */
+	struct tls_link *tls; /* NULL: in clear */
+	struct post tls_post;
+	struct timer tls_timer; /* the last words have to leave until then */
+	int tls_at, tls_count;	/* of tx_iov: what is not encrypted yet */
+	bool tls_up;		/* the handshake is done */
+	bool tls_more;		/* it may have something for us without bytes from the peer */
+	bool tls_ends;		/* nothing is read any more; lost when what is in it has left */
+	int tls_err;
 };
 
 /* Owns fd from here on, also when it fails. */
 MUST_USE int stream_open(struct stream *s, struct loop *loop, int fd);
+
+/* All of it goes through TLS, as the client or the server that `tls` is for. Before anything is
+ * sent and before stream_start(). What fails in it is told by lost(), with a text in
+ * stream_why(). */
+MUST_USE int stream_secure(struct stream *s, struct tls *tls);
+static inline bool stream_is_secure(const struct stream *s)
+{
+	return s->tls != NULL;
+}
+/* Valid until stopped(): what lost() was about, "" = its error says it; who the peer is, from the
+ * first ready() on, "" = nobody knows; whether it has that name, address or identity. */
+const char *stream_why(const struct stream *s);
+const char *stream_peer(const struct stream *s);
+bool stream_peer_is(const struct stream *s, const char *who);
 
 /* Begins to read. Before that, frames may be sent. */
 void stream_start(struct stream *s);
@@ -81,6 +107,10 @@ MUST_USE int stream_send_fd(struct stream *s, const void *buf, size_t len, int f
 /* Ends it: frames that are not sent end with -ECANCELED, then stopped() is called. Asking twice is
  * fine. */
 void stream_stop(struct stream *s);
+
+/* Nothing has ever run on it, or its loop is no more (sim_crash): gives the memory back, and
+ * touches neither loop nor descriptor. */
+void stream_abandon(struct stream *s);
 
 /* ---- reading; from ready(), or while paused ---- */
 

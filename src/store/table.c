@@ -21,6 +21,10 @@ const struct store_kind store_kinds[] = {
 	{ "pattern", true, "pattern:SIZE[?unit=TEXT][&seed=N]", back_pattern_open },
 	{ "remora", true, "remora://HOST:PORT[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]",
 	  back_remora_open },
+	{ "remoras", true,
+	  "remoras://HOST:PORT[/NAME]?[ca=FILE][&cert=FILE][&key=FILE][&psk=FILE][&identity=NAME][&server=NAME]"
+	  "[&connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]",
+	  back_remora_open },
 	{ "remora+unix", true,
 	  "remora+unix:///SOCKET[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]", back_remora_open },
 	{ "callbacks", true, "callbacks:", back_callbacks_open },

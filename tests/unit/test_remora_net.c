@@ -460,7 +460,7 @@ static void lists_are_told_unless_hidden(void **state)
 				      { .name = "" } };
 	struct server_options o = { .exports = x, .export_count = 3 };
 	struct remora_entry *list;
-	struct remora_options ro;
+	struct remora_options ro, from;
 	struct world w;
 	struct store *c;
 	struct err e = { 0 };
@@ -471,7 +471,9 @@ static void lists_are_told_unless_hidden(void **state)
 	w.disk = open_spec(&w, "memory:1M");
 	x[0].store = x[1].store = x[2].store = w.disk;
 	server_start(&w, &o);
-	assert_int_equal(remora_list(w.loop, &w.addr, -1, 0, &list, &count, &e), 0);
+	remora_options_init(&from);
+	from.addr = w.addr;
+	assert_int_equal(remora_list(w.loop, &from, &list, &count, &e), 0);
 	assert_int_equal(count, 3);
 	assert_string_equal(list[1].name, "b");
 	assert_true(list[1].read_only && !list[0].read_only);
@@ -481,7 +483,7 @@ static void lists_are_told_unless_hidden(void **state)
 	o.list_hidden = true;
 	o.export_count = 2;
 	server_start(&w, &o);
-	assert_int_equal(remora_list(w.loop, &w.addr, -1, 0, &list, &count, &e), -EACCES);
+	assert_int_equal(remora_list(w.loop, &from, &list, &count, &e), -EACCES);
 	assert_non_null(strstr(e.text, "does not tell"));
 	remora_options_init(&ro);
 	ro.addr = w.addr;
@@ -535,7 +537,7 @@ static void listening_to_the_world_is_refused(void **state)
 	world_open(&w, "memory:1M", NULL);
 	assert_int_equal(sock_parse("0.0.0.0:0", &addr, NULL), 0);
 	assert_int_equal(server_listen(w.server, &addr, NULL, &e), -EPERM);
-	assert_non_null(strstr(e.text, "encryption"));
+	assert_non_null(strstr(e.text, "TLS is needed"));
 	world_close(&w);
 }
 

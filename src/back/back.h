@@ -7,6 +7,7 @@
 #include "store/spec.h"
 
 store_open_fn back_callbacks_open; /* "callbacks:", how->callbacks */
+store_open_fn back_directory_open; /* "directory:PATH[?size=SIZE][&chunk=SIZE][&create=BOOL]" */
 store_open_fn back_file_open;	   /* "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]" */
 store_open_fn back_memory_open;	   /* "memory:SIZE" */
 store_open_fn back_pattern_open;   /* "pattern:SIZE[?unit=TEXT][&seed=N]" */

@@ -39,6 +39,13 @@
 #define BACK_OPS_MAX 64u
 #define BACK_BOUNCE_LEN (1 * MIB)    /* O_DIRECT with an unaligned buffer: bytes per copy */
 #define BACK_BOUNCES 8u
+#define DIRECTORY_CHUNKS_MAX (1ULL << 26) /* 4 TiB of chunks of 64 KiB */
+#define DIRECTORY_FILES_MAX 128u  /* kept open; and one for each chunk in flight */
+#define DIRECTORY_OPS_MAX 64u	     /* chunks in flight, with a buffer each */
+#define DIRECTORY_OPS_MIN 4u
+#define DIRECTORY_BUFFERS_MAX (64 * MIB)
+#define DIRECTORY_COMMITS_MAX 4u     /* besides, of a flush */
+#define DIRECTORY_JOBS_MAX 256u	     /* requests being cut at the chunks; more of them wait */
 #define MEMORY_SIZE_MAX (64 * TIB)   /* memory: what an address space can hold beside the rest */
 #define PATTERN_UNIT_MAX 1024u
 
@@ -175,6 +182,8 @@ static_assert(STORE_ZERO_PIECE >= STORE_ALIGN_MAX, "a piece of zeros is aligned 
 static_assert(BACK_BOUNCE_LEN >= STORE_ALIGN_MAX, "a bounce buffer holds an aligned block");
 static_assert(ALIGN_BLOCK_MAX >= STORE_ALIGN_MAX, "the align stage can serve every store");
 static_assert(VERIFY_LEN_MAX >= STORE_ALIGN_MAX, "a comparison holds an aligned block");
+static_assert(DIRECTORY_BUFFERS_MAX / CHUNK_MAX >= DIRECTORY_OPS_MIN, "buffers for large chunks");
+static_assert(DIRECTORY_OPS_MIN * 3 / 4 > 0, "changes get ops of their own");
 static_assert(POWERCUT_KEEP_DEFAULT >= STORE_ALIGN_MAX, "an aligned block can be kept");
 static_assert(TLS_IN_LEN >= TLS_RECORD_ROOM && TLS_OUT_LEN >= 2 * TLS_RECORD_ROOM,
 	      "a record fits, and another one while it is sent");

@@ -20,8 +20,8 @@
  * Invariants: the log is a ring of entries, oldest first, and their bytes lie in the same order in
  * a ring of bytes; one entry at most is on its way down, the oldest one. A READ that was on its way
  * while an entry it overlaps left the log is asked for again: it may have seen what was there
- * before. A FLUSH waits (in `flushing`) while entries that it covers are in the log. A request that comes
- * when a cut is due waits for it (in `held`), so the store is not closed before.
+ * before. A FLUSH waits (in `flushing`) while entries that it covers are in the log. A request that
+ * comes when a cut is due waits for it (in `held`), so the store is not closed before.
  *
  * Locking: none; loop thread only.
  */
@@ -288,7 +288,8 @@ static void cut(struct powercut *p)
 		entry_at(p, p->first)->safe = true;
 	p->cuts++;
 	p->store.info.instance = rng_next(&loop_env(p->store.loop)->rng) | 1;
-	log_info(&loop_env(p->store.loop)->log, "powercut: cut number %llu", (unsigned long long)p->cuts);
+	log_info(&loop_env(p->store.loop)->log, "powercut: cut number %llu",
+		 (unsigned long long)p->cuts);
 	store_emit(&p->store, STORE_RESTARTED);
 	push_next(p);
 }
@@ -423,8 +424,8 @@ static void powercut_status(struct store *store, char *buf, size_t len)
 	struct powercut *p = powercut_of(store);
 
 	snprintf(buf, len, "kept_bytes=%zu cuts=%llu gone=%llu torn=%llu survived=%llu", p->used,
-		 (unsigned long long)p->cuts, (unsigned long long)p->gone, (unsigned long long)p->torn,
-		 (unsigned long long)p->survived);
+		 (unsigned long long)p->cuts, (unsigned long long)p->gone,
+		 (unsigned long long)p->torn, (unsigned long long)p->survived);
 }
 
 static const struct store_ops powercut_ops = {
@@ -460,8 +461,9 @@ static int powercut_options(struct powercut *p, struct spec_args *args,
 	p->seeded = seed == same; /* absent: both kept what they had */
 	rng_init(&p->rng, seed);
 	if (keep < STORE_ALIGN_MAX || keep > POWERCUT_KEEP_MAX)
-		return spec_error(args->spec, args->part->at, args->e, "keep must be from %llu KiB to %llu MiB",
-				  STORE_ALIGN_MAX / KIB, POWERCUT_KEEP_MAX / MIB);
+		return spec_error(args->spec, args->part->at, args->e,
+				  "keep must be from %llu KiB to %llu MiB", STORE_ALIGN_MAX / KIB,
+				  POWERCUT_KEEP_MAX / MIB);
 	p->keep = (size_t)keep;
 	p->store.info = *next;
 	/* An empty ring begins at 0, so that this fits when everything else has left. */

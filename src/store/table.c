@@ -9,14 +9,16 @@
  */
 #include "store/spec.h"
 
-extern store_open_fn back_callbacks_open, back_file_open, back_memory_open, back_pattern_open,
-	back_remora_open;
+extern store_open_fn back_callbacks_open, back_directory_open, back_file_open, back_memory_open,
+	back_pattern_open, back_remora_open;
 extern store_open_fn stage_align_open, stage_encrypt_open, stage_fault_open, stage_limit_open,
 	stage_order_open, stage_powercut_open, stage_retry_open,
 	stage_trace_open, stage_verify_open;
 
 const struct store_kind store_kinds[] = {
 	{ "file", true, "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]", back_file_open },
+	{ "directory", true, "directory:PATH[?size=SIZE][&chunk=SIZE][&create=BOOL][&readonly=BOOL]",
+	  back_directory_open },
 	{ "memory", true, "memory:SIZE", back_memory_open },
 	{ "pattern", true, "pattern:SIZE[?unit=TEXT][&seed=N]", back_pattern_open },
 	{ "remora", true, "remora://HOST:PORT[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]",

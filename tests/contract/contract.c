@@ -10,7 +10,9 @@
  * knows what every byte must be; requests in flight at the same time never overlap when one of them
  * changes something, because the contract leaves their order open.
  */
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -56,6 +58,9 @@ static const struct row {
 	{ "file:%d/f?size=%s", ROW_KEEPS },
 	{ "file:%d/f?size=%s&direct=1", ROW_KEEPS | ROW_NOT_SIM },
 	{ "file:%d/f?size=%s&direct=1", ROW_KEEPS | ROW_NOT_SIM | ROW_ALIGNED },
+	{ "directory:%d/dir?size=%s&chunk=4K&create=1", ROW_KEEPS },
+	{ "directory:%d/dir?size=%s&chunk=64K&create=1", ROW_KEEPS },
+	{ "directory:%d/dir?size=%s&chunk=16K&create=1", ROW_KEEPS | ROW_ALIGNED },
 	{ "callbacks:", 0 },
 	{ "align|memory:%s", 0 },
 	{ "align:block=4K|memory:%s", 0 },
@@ -179,6 +184,22 @@ static void store_reopen(struct world *w, bool read_only)
 	assert_int_equal(w->store->info.size, w->size);
 }
 
+/* Of the directory back end: it has no directories inside. */
+static void directory_remove(const char *dir)
+{
+	struct dirent *entry;
+	char path[128];
+	DIR *d;
+
+	snprintf(path, sizeof(path), "%s/dir", dir);
+	d = opendir(path);
+	while (d && (entry = readdir(d)))
+		unlinkat(dirfd(d), entry->d_name, 0);
+	if (d)
+		closedir(d);
+	rmdir(path);
+}
+
 static void files_remove(const char *dir)
 {
 	static const char *const files[] = { "f", "meta", "trace" };
@@ -188,6 +209,7 @@ static void files_remove(const char *dir)
 		snprintf(path, sizeof(path), "%s/%s", dir, files[i]);
 		unlink(path);
 	}
+	directory_remove(dir);
 }
 
 static void world_open(struct world *w, struct test_case *c)

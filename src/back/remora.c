@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * remora://HOST:PORT/NAME, remoras:// (the same over TLS) and remora+unix:///SOCKET/NAME - a
- * resource of a Remora server: the client of the protocol that docs/protocol.md describes.
+ * remora://HOST:PORT/NAME, remoras:// (the same over TLS), remora+unix:///SOCKET/NAME and
+ * remora+ssh://HOST/PATH - a resource of a Remora server: the client of the protocol that
+ * docs/protocol.md describes.
  *
  * Place: a back end. remora_req.c has the requests and replies, remora_conn.c the life of one
  * connection, remora_list.c asks what a server has; this file opens and closes the store and holds
@@ -226,6 +227,7 @@ static void remora_release(struct remora *m)
 		timer_clear(m->store.loop, &m->conn[i].timer);
 	remora_first_drop(m);
 	tls_unref(m->tls);
+	rssh_done(m);
 	free(m->slots);
 }
 
@@ -329,7 +331,7 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	if (!m)
 		return -ENOMEM;
 	m->store.loop = loop;
-	m->conns_wanted = o->fd >= 0 ? 1 : o->connections ? MIN(o->connections, WIRE_CONNS_MAX) : 2;
+	m->conns_wanted = o->fd >= 0 || o->ssh_host ? 1 : o->connections ? MIN(o->connections, WIRE_CONNS_MAX) : 2;
 	m->conn_count = m->conns_wanted;
 	m->slot_count = (size_t)m->conns_wanted * REMORA_REQS_MAX;
 	m->slots = calloc(m->slot_count, sizeof(*m->slots));
@@ -363,7 +365,17 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	m->for_ns = o->for_ns;
 	m->connect_ns = o->connect_ns ? o->connect_ns : REMORA_CONNECT_DEFAULT_NS;
 	snprintf(m->name, sizeof(m->name), "%s", o->name ? o->name : "");
-	if (m->can_connect)
+	if (o->ssh_host && rssh_init(m, o)) {
+		rssh_done(m);
+		tls_unref(m->tls);
+		free(m->slots);
+		free(m->first.buf);
+		free(m);
+		return -ENOMEM;
+	}
+	if (o->ssh_host)
+		m->addr.domain = AF_UNIX; /* of the link to it */
+	else if (m->can_connect)
 		sock_format(&o->addr, m->addr_text);
 	else
 		snprintf(m->addr_text, sizeof(m->addr_text), "the server");
@@ -499,6 +511,8 @@ static int place_of(const struct spec_part *part, char **ret_text, struct remora
 	*ret_text = text;
 	if (!text)
 		return err_sys(e, -ENOMEM, "%s", part->name);
+	if (strcmp(part->name, "remora+ssh") == 0)
+		return rssh_place(text, o, e);
 	if (strcmp(part->name, "remora+unix") == 0)
 		return place_unix(text, o, e);
 	return place_inet(text, o, e);
@@ -552,6 +566,8 @@ static int options_of(struct spec_args *args, struct remora_options *o)
 	int r = spec_get_number(args, "connections", 1, WIRE_CONNS_MAX, &connections);
 
 	if (!r)
+		r = spec_get_text(args, "command", &o->ssh_command);
+	if (!r)
 		r = spec_get_time(args, "for", &o->for_ns);
 	if (!r)
 		r = spec_get_time(args, "connect", &o->connect_ns);
@@ -587,6 +603,7 @@ int back_remora_open(struct store **ret, const struct store_open *how, struct sp
 		r = remora_connect_until(ret, how->loop, &o,
 					 how->deadline_ns ? how->deadline_ns : NEVER_NS, args->e);
 	tls_unref(o.tls);
+	free(o.ssh_host);
 	free(text);
 	return r;
 }
@@ -613,6 +630,10 @@ int remora_options_parse(const struct spec *spec, struct remora_options *o, stru
 	}
 	if (!r)
 		r = tls_of(&args, o);
+	if (!r && o->ssh_host)
+		r = spec_error(spec, part.at, e, "the path is the resource: there is no list");
+	free(o->ssh_host);
+	o->ssh_host = NULL;
 	o->name = ""; /* it was in the text */
 	free(text);
 	return r;

@@ -21,6 +21,11 @@ struct remora_options {
 	bool read_only;
 	struct range first;    /* to be read along with the hello; length 0 = nothing */
 	struct tls *tls;       /* NULL = in clear; counted, not taken */
+	/* through ssh, in place of addr: [USER@]HOST (NULL = not), port (NULL = ssh's own), path of
+	 * the resource there, from the home directory or not, and what remora is called there */
+	char *ssh_host; /* the only one that is the caller's to free */
+	const char *ssh_port, *ssh_path, *ssh_command;
+	bool ssh_home;
 };
 
 #define REMORA_FOR_DEFAULT_NS (60 * NS_PER_S)

@@ -60,6 +60,7 @@ void rconn_init(struct rconn *c, struct remora *m, unsigned index)
 	c->m = m;
 	c->index = index;
 	c->fd = -1;
+	c->ssh.said_fd = -1;
 	c->timer.fire = rconn_timer;
 	c->op.done = rconn_connected;
 	list_init(&c->flight);
@@ -131,6 +132,10 @@ void rconn_drop(struct rconn *c, int err, const char *why)
 	struct remora *m = c->m;
 	enum rconn_state was = c->state;
 
+	rssh_said(c, c->ssh_said, sizeof(c->ssh_said));
+	/* Of a link that ended it knows more than we. */
+	if (*c->ssh_said && (err == -ECONNRESET || err == -EPIPE || err == -ETIMEDOUT))
+		why = c->ssh_said;
 	if (m->opening && c->index == 0 && was != RCONN_DOWN && was != RCONN_STOPPING) {
 		/* A text that is there already knows better. */
 		if (!m->open_err.code)
@@ -165,6 +170,15 @@ void rconn_drop(struct rconn *c, int err, const char *why)
 
 /* ---- the stream's callbacks ---- */
 
+/* Down, but perhaps for an ssh that has not ended. */
+static void rconn_stopped(struct rconn *c)
+{
+	if (rssh_ends(c))
+		return;
+	rssh_clear(c);
+	rconn_down(c);
+}
+
 static void conn_stopped(struct stream *s)
 {
 	struct rconn *c = CONTAINER_OF(s, struct rconn, stream);
@@ -173,6 +187,16 @@ static void conn_stopped(struct stream *s)
 	rplace_close(c);
 	c->m->counts.bytes_received += s->received_bytes;
 	c->m->counts.bytes_sent += s->sent_bytes;
+	c->streaming = false;
+	rconn_stopped(c);
+}
+
+void rconn_ssh_ended(struct rconn *c)
+{
+	if (c->streaming)
+		return;
+	CHECK(c->state == RCONN_STOPPING);
+	rssh_clear(c);
 	rconn_down(c);
 }
 
@@ -333,12 +357,14 @@ static void rconn_greet(struct rconn *c, int fd)
 	}
 	if (r) {
 		rconn_drop(c, r, "out of memory");
-		rconn_down(c);
+		c->state = RCONN_STOPPING;
+		rconn_stopped(c);
 		return;
 	}
 	c->state = RCONN_HELLO;
+	c->streaming = true;
 	c->alive_sending = false;
-	c->shm_asked = stream_passes_fds(&c->stream);
+	c->shm_asked = !m->ssh.host && stream_passes_fds(&c->stream);
 	rconn_hello(c);
 	if (c->shm_asked)
 		stream_start_fd(&c->stream);
@@ -375,13 +401,32 @@ static uint64_t deadline_of(const struct rconn *c)
 	return c->m->opening ? MIN(at, c->m->open_deadline_ns) : at;
 }
 
+static void rconn_connect_ssh(struct rconn *c)
+{
+	int fd, r = rssh_start(c, &fd);
+
+	c->state = RCONN_CONNECTING;
+	if (r) {
+		rconn_drop(c, r, strerrordesc_np(-r));
+		rconn_down(c);
+		return;
+	}
+	timer_set(c->m->store.loop, &c->timer, deadline_of(c));
+	rconn_greet(c, fd);
+}
+
 void rconn_connect(struct rconn *c)
 {
 	struct remora *m = c->m;
 	struct loop *loop = m->store.loop;
-	int fd = loop_socket(loop, m->addr.domain);
+	int fd;
 
 	CHECK(c->state == RCONN_DOWN && m->can_connect);
+	if (m->ssh.host) {
+		rconn_connect_ssh(c);
+		return;
+	}
+	fd = loop_socket(loop, m->addr.domain);
 	c->state = RCONN_CONNECTING;
 	if (fd < 0) {
 		rconn_drop(c, fd, strerrordesc_np(-fd));
@@ -411,6 +456,12 @@ static void rconn_keep_alive(struct rconn *c)
 		rconn_drop(c, -ETIMEDOUT, "the server is silent");
 		return;
 	}
+	if (c->ssh.pid) {
+		rssh_said(c, c->ssh_said, sizeof(c->ssh_said));
+		if (*c->ssh_said)
+			log_info(&loop_env(c->m->store.loop)->log, "remora: %s: %s",
+				 c->m->addr_text, c->ssh_said);
+	}
 	/* What waits to be sent shows as well as anything that we live. */
 	if (now >= c->stream.sent_ns + keep_ns && !c->stream.unsent && !c->alive_sending) {
 		c->alive_sending = true;
@@ -439,6 +490,7 @@ static void rconn_timer(struct timer *timer)
 		rconn_keep_alive(c);
 		break;
 	case RCONN_STOPPING:
+		rssh_kill(c);
 		break;
 	}
 }

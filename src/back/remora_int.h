@@ -34,7 +34,7 @@ enum rconn_state {
 	RCONN_CONNECTING, /* op; timer: deadline */
 	RCONN_HELLO,	  /* stream; timer: deadline */
 	RCONN_UP,	  /* stream; timer: keep-alive */
-	RCONN_STOPPING,	  /* stream, until stopped() */
+	RCONN_STOPPING,	  /* stream, until stopped(); then ssh; timer: to kill that */
 };
 
 enum reply_part { REPLY_HEAD, REPLY_RUNS, REPLY_DATA, REPLY_PLACE, REPLY_TEXT, REPLY_EXTENTS };
@@ -50,13 +50,23 @@ struct rrelease {
 	struct stream_frame frame;
 };
 
+/* An ssh that runs for a connection. */
+struct rssh {
+	pid_t pid; /* 0 = none */
+	int pid_fd, said_fd;
+	struct op op; /* its end */
+};
+
 struct rconn {
 	struct remora *m;
+	struct rssh ssh;
 	unsigned index;
 	enum rconn_state state;
 	struct op op; /* connect */
 	int fd;	      /* while connecting */
 	struct stream stream;
+	bool streaming; /* the stream has not stopped */
+	char ssh_said[WIRE_TEXT_MAX];
 	struct timer timer;
 	uint32_t attempt;
 	uint64_t backoff_ns;
@@ -121,6 +131,10 @@ struct remora {
 	char addr_text[SOCK_TEXT_MAX];
 	bool can_connect;
 	struct tls *tls; /* NULL = in clear */
+	struct {
+		char *host; /* NULL = not through ssh */
+		char *port, *path, *command;
+	} ssh;
 	char name[NAME_LEN_MAX + 1];
 	bool read_only;
 	uint64_t for_ns, connect_ns;
@@ -164,6 +178,8 @@ void remora_away_update(struct remora *m);
 void rconn_init(struct rconn *c, struct remora *m, unsigned index);
 void rconn_connect(struct rconn *c);
 void rconn_attach(struct rconn *c, int fd);
+/* Its ssh has ended. */
+void rconn_ssh_ended(struct rconn *c);
 /* Ends what is there; another try follows, unless m->ending. May be called from anywhere. */
 void rconn_drop(struct rconn *c, int err, const char *why);
 static inline bool rconn_is_up(const struct rconn *c)
@@ -180,6 +196,20 @@ void rplace_close(struct rconn *c); /* the stream has stopped */
 /* The data of a placed reply, or NULL when there is none at that place. */
 const uint8_t *rplace_find(const struct rconn *c, uint64_t off, uint64_t len);
 void rplace_release(struct rconn *c, uint64_t off, uint64_t len);
+
+/* ---- remora_ssh.c ---- */
+
+int rssh_place(char *text, struct remora_options *o, struct err *e);
+int rssh_init(struct remora *m, const struct remora_options *o);
+void rssh_done(struct remora *m);
+/* Starts one; *ret_fd is the link to it. */
+MUST_USE int rssh_start(struct rconn *c, int *ret_fd);
+/* The end of what it has said since the last time, in one line; "" = nothing. */
+void rssh_said(struct rconn *c, char *buf, size_t size);
+/* The link is closed: false = it has ended, too, else rconn_ssh_ended() will be called. */
+bool rssh_ends(struct rconn *c);
+void rssh_kill(struct rconn *c);
+void rssh_clear(struct rconn *c);
 
 /* ---- remora_req.c ---- */
 

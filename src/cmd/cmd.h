@@ -48,6 +48,7 @@ int cmd_invalidate(int argc, char **argv);
 int cmd_log(int argc, char **argv);
 int cmd_record(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_keygen(int argc, char **argv);
 int cmd_link(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 

@@ -290,18 +290,24 @@ static int serve_run(struct serve *s, int argc, char **argv)
 	if (r)
 		return say_failed(&e, NULL);
 	serve_log_open(s);
-	r = resources_open(s, &e);
+	r = serve_stdio_session(s, &e);
+	if (!r)
+		r = resources_open(s, &e);
 	if (!r)
 		r = server_start(s, &e);
+	if (!r && s->stdio)
+		r = serve_stdio_open(s, &e);
 	if (!r) {
-		serve_control_open(s);
+		if (!s->stdio)
+			serve_control_open(s);
 		s->run.on_signal = serve_signal;
-		r = announce(s, ready_fd, &e);
+		r = s->stdio ? 0 : announce(s, ready_fd, &e);
 	}
 	while (!r && !s->stop) {
 		r = loop_step(s->run.loop, NEVER_NS);
 		if (r)
 			err_sys(&e, r, "the event loop");
+		s->stop = s->stop || (s->stdio && serve_stdio_ended(s));
 	}
 	if (r)
 		code = say_failed(&e,
@@ -309,6 +315,7 @@ static int serve_run(struct serve *s, int argc, char **argv)
 					  ? "another process listens there; choose another address"
 					  : NULL);
 	end = serve_end(s);
+	serve_stdio_close(s);
 	run_close(&s->run);
 	control_log_close(s->log);
 	return code ? code : end;
@@ -330,6 +337,19 @@ static const char serve_more[] =
 	"  remora serve disk.img --listen 0.0.0.0:7000 --tls-cert a.crt --tls-key a.key \\\n"
 	"      --tls-ca ca.crt --allow host-b=disk.img:ro\n";
 
+/* 0, or CMD_USAGE. */
+static int options_check(const struct serve *s)
+{
+	if (s->stdio && (s->listen.count || s->ready != UINT64_MAX || s->common.json))
+		return say_usage("--stdio goes without --listen, --ready-fd and --json");
+	if (s->session && !s->stdio)
+		return say_usage("--session goes with --stdio");
+	if (!s->listen.count && !s->stdio)
+		return say_usage(
+			"--listen is missing: say where, as in --listen unix:/run/remora.sock");
+	return 0;
+}
+
 int cmd_serve(int argc, char **argv)
 {
 	struct serve *s = calloc(1, sizeof(*s));
@@ -340,6 +360,7 @@ int cmd_serve(int argc, char **argv)
 	if (!s)
 		return CMD_FAILED;
 	s->ready = UINT64_MAX;
+	s->session_fd = -1;
 	s->grace_ns = GRACE_NS;
 	const struct opt options[] = {
 		{ "listen", 'l', OPT_LIST, "ADDR", "where it listens; may be given several times",
@@ -355,6 +376,10 @@ int cmd_serve(int argc, char **argv)
 		  "what a client may have; without any, all may have all", &s->allow },
 		{ "insecure", 0, OPT_FLAG, NULL,
 		  "other machines may come in clear, and nobody asks who they are", &s->insecure },
+		{ "stdio", 0, OPT_FLAG, NULL,
+		  "one client, on standard input and output, and ends with it", &s->stdio },
+		{ "session", 0, OPT_TEXT, "WORD",
+		  "with --stdio: waits until a former one of this word has ended", &s->session },
 		{ "read-only", 'r', OPT_FLAG, NULL,
 		  "refuses writes, and opens the resources without the right to write",
 		  &s->read_only },
@@ -384,9 +409,9 @@ int cmd_serve(int argc, char **argv)
 	r = options_parse(&usage, &s->common, argc, argv);
 	if (r >= 0)
 		return r;
-	if (!s->listen.count)
-		return say_usage(
-			"--listen is missing: say where, as in --listen unix:/run/remora.sock");
+	r = options_check(s);
+	if (r)
+		return r;
 	r = serve_run(s, argc - optind, argv + optind);
 	serve_access_close(s);
 	free(s->resource);

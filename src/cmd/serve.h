@@ -3,6 +3,8 @@
 #ifndef REMORA_CMD_SERVE_H
 #define REMORA_CMD_SERVE_H
 
+#include <pthread.h>
+
 #include "base/limits.h"
 #include "cmd/control.h"
 #include "front/server.h"
@@ -30,7 +32,13 @@ struct serve {
 	struct server_allow *allowed;
 	size_t allowed_count;
 	char *allow_text[OPT_LIST_MAX];
+	/* --stdio (serve_stdio.c) */
+	bool stdio_pumped;
+	int session_fd; /* -1 = none */
+	pthread_t stdio_out;
 	/* options */
+	bool stdio;
+	const char *session;
 	struct opt_list listen, allow;
 	const char *tls_cert, *tls_key, *tls_ca, *psk;
 	bool insecure;
@@ -44,6 +52,13 @@ MUST_USE int serve_access_open(struct serve *s, struct err *e);
 MUST_USE int serve_access_rules(struct serve *s, struct server_options *o, struct err *e);
 void serve_access_reload(struct serve *s);
 void serve_access_close(struct serve *s);
+
+/* Waits for a former server of the same --session. Behind run_open(). */
+MUST_USE int serve_stdio_session(struct serve *s, struct err *e);
+/* The one client. */
+MUST_USE int serve_stdio_open(struct serve *s, struct err *e);
+bool serve_stdio_ended(const struct serve *s);
+void serve_stdio_close(struct serve *s); /* behind the server's end */
 
 /* Keeps the log's lines for those who ask later. Behind run_open(). */
 void serve_log_open(struct serve *s);

@@ -29,6 +29,9 @@ const struct store_kind store_kinds[] = {
 	  back_remora_open },
 	{ "remora+unix", true,
 	  "remora+unix:///SOCKET[/NAME][?connections=N][&for=TIME][&connect=TIME][&readonly=BOOL]", back_remora_open },
+	{ "remora+ssh", true,
+	  "remora+ssh://[USER@]HOST[:PORT]/PATH[?command=COMMAND][&for=TIME][&connect=TIME][&readonly=BOOL]",
+	  back_remora_open },
 	{ "callbacks", true, "callbacks:", back_callbacks_open },
 
 	{ "align", false, "align[:block=SIZE][,len=SIZE]", stage_align_open },

@@ -330,6 +330,57 @@ case_sighup_reads_the_files_again_and_a_broken_one_changes_nothing() {
 	is "$status_of" 0 "exit status"
 }
 
+# ---- keygen ----
+
+case_keygen_makes_what_two_hosts_need() {
+	local f
+	random_file data 1M
+	exits 0 "$REMORA" keygen keys --hosts localhost,127.0.0.1 laptop
+	holds stdout "remora serve SPEC --listen 0.0.0.0:7000 --tls-cert keys/localhost.crt --tls-key keys/localhost.key"
+	holds stdout '"remoras://localhost:7000?ca=keys/ca.crt&cert=keys/laptop.crt&key=keys/laptop.key"'
+	for f in ca localhost laptop; do
+		is "$(stat -c %a "keys/$f.key")" 600 "mode of $f.key"
+		exits 0 openssl verify -x509_strict -CAfile keys/ca.crt "keys/$f.crt"
+	done
+	start s "$REMORA" serve data --listen 127.0.0.1:0 --tls-cert keys/localhost.crt --tls-key keys/localhost.key \
+		--tls-ca keys/ca.crt --allow laptop=data:ro
+	addr=$(head -n 1 s.ready)
+	exits 0 "$REMORA" copy --quiet "remoras://$addr?ca=keys/ca.crt&cert=keys/laptop.crt&key=keys/laptop.key" out
+	same data out
+	exits 0 "$REMORA" info "remoras://localhost:${addr##*:}?ca=keys/ca.crt&cert=keys/laptop.crt&key=keys/laptop.key"
+	# More of them, of the same CA.
+	exits 0 "$REMORA" keygen --days 0 keys --hosts late
+	exits 0 "$REMORA" keygen keys --hosts desktop
+	refused "remoras://$addr?ca=keys/ca.crt&cert=keys/desktop.crt&key=keys/desktop.key" "none or several" "desktop"
+	refused "remoras://$addr?ca=keys/ca.crt&cert=keys/late.crt&key=keys/late.key" "expired" "(late) has expired"
+}
+
+case_keygen_overwrites_nothing() {
+	exits 0 "$REMORA" keygen -q keys --hosts a b
+	is "$(cat stdout)" "" "what --quiet prints"
+	cp -a keys before
+	exits 1 "$REMORA" keygen keys --hosts c b
+	holds stderr "keys/b.key is there already"
+	diff -r keys before
+	exits 2 "$REMORA" keygen keys
+	holds stderr "--hosts is missing"
+	exits 2 "$REMORA" keygen keys --hosts ../x
+	holds stderr '"../x" is no host'
+	exits 2 "$REMORA" keygen keys --hosts ca
+}
+
+case_keygen_makes_secrets() {
+	random_file data 1M
+	exits 0 "$REMORA" keygen keys --psk --hosts store laptop
+	holds stdout "remora serve SPEC --listen 0.0.0.0:7000 --psk keys/secrets"
+	holds stdout '"remoras://store:7000?psk=keys/laptop.psk&identity=laptop"'
+	is "$(stat -c %a keys/secrets keys/laptop.psk | sort -u)" 600 "mode"
+	start s "$REMORA" serve data --listen 127.0.0.1:0 --psk keys/secrets
+	addr=$(head -n 1 s.ready)
+	exits 0 "$REMORA" copy --quiet "remoras://$addr?psk=keys/laptop.psk&identity=laptop" out
+	same data out
+}
+
 # ---- where it listens ----
 
 case_an_address_that_others_reach_needs_tls() {

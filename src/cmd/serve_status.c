@@ -153,8 +153,10 @@ static void verb_status(void *arg, struct control_call *call, json_t *args)
 			   s->stop ? "ending" : "serving", "started_ns", (json_int_t)s->started_ns,
 			   "addresses", addresses_tell(s), "resources", resources_tell(s),
 			   "instance", instance);
-	if (answer)
+	if (answer) {
+		json_object_set_new(answer, "sandbox", serve_sandbox_tell(s));
 		counts_tell(s, answer);
+	}
 	control_ok(call, answer);
 }
 

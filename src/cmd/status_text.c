@@ -203,8 +203,8 @@ static void draw_latency(const struct look *look, const json_t *of, const char *
 
 static void stages_head(const struct look *look)
 {
-	fprintf(look->f, "\n  %s%-13s%9s  %6s  %9s  %8s  %8s%s\n", look_color(look, OUT_DIM), "STAGE",
-		"REQUESTS", "FAILED", "BYTES", "P50", "P99", look_color(look, OUT_PLAIN));
+	fprintf(look->f, "\n  %s%-13s%9s  %6s  %9s  %8s  %8s%s\n", look_color(look, OUT_DIM),
+		"STAGE", "REQUESTS", "FAILED", "BYTES", "P50", "P99", look_color(look, OUT_PLAIN));
 }
 
 static void draw_stages(const struct look *look, const json_t *stages)
@@ -244,7 +244,8 @@ static void draw_error(const struct look *look, const json_t *error)
 	colored(look, OUT_RED, status_text(error, "code"));
 	if (has(error, "time_ns"))
 		fprintf(look->f, ", %s ago",
-			age_format(age_of(look, status_number(error, "time_ns")), age, sizeof(age)));
+			age_format(age_of(look, status_number(error, "time_ns")), age,
+				   sizeof(age)));
 	fputs(": ", look->f);
 	text_put(look->f, status_text(error, "text"));
 	fputc('\n', look->f);
@@ -367,7 +368,8 @@ static void draw_far(const struct look *look, const json_t *status)
 		text_put(look->f, loss);
 	}
 	if (status_number(status, "deadline_ns"))
-		fprintf(look->f, ", for %s", time_format(status_number(status, "deadline_ns"), text));
+		fprintf(look->f, ", for %s",
+			time_format(status_number(status, "deadline_ns"), text));
 	fputc('\n', look->f);
 }
 
@@ -386,8 +388,8 @@ static void draw_mount(const struct look *look, const json_t *status)
 		fputc('\n', look->f);
 		map_draw(look, &map);
 	}
-	fprintf(look->f, "\n%s  %-10s%10s  %9s  %8s  %8s  %8s  %8s%s\n", look_color(look, OUT_DIM), "",
-		"COUNT", "BYTES", "P50", "P90", "P99", "MAX", look_color(look, OUT_PLAIN));
+	fprintf(look->f, "\n%s  %-10s%10s  %9s  %8s  %8s  %8s  %8s%s\n", look_color(look, OUT_DIM),
+		"", "COUNT", "BYTES", "P50", "P90", "P99", "MAX", look_color(look, OUT_PLAIN));
 	draw_latency(look, json_object_get(status, "read"), "Read");
 	draw_latency(look, json_object_get(status, "write"), "Write");
 	draw_latency(look, json_object_get(status, "sync"), "Sync");
@@ -411,6 +413,33 @@ static void draw_resource(const struct look *look, const json_t *r)
 	text_put(look->f, status_text(r, "spec"));
 	fprintf(look->f, "%s\n", look_color(look, OUT_PLAIN));
 	draw_stages(look, json_object_get(r, "stages"));
+}
+
+/* What it cannot do any more. A server of an earlier version tells nothing of it. */
+static void draw_sandbox(const struct look *look, const json_t *sandbox)
+{
+	long long landlock = json_integer_value(json_object_get(sandbox, "landlock"));
+	const char *user = status_text(sandbox, "user"), *missing = status_text(sandbox, "missing");
+
+	if (!json_is_object(sandbox))
+		return;
+	label(look, "Sandbox");
+	if (!json_is_true(json_object_get(sandbox, "on")))
+		fprintf(look->f, "off");
+	else
+		fprintf(look->f, "%s%s%s%s",
+			json_is_true(json_object_get(sandbox, "no_new_privs")) ? "no new privileges"
+									       : "on",
+			json_is_true(json_object_get(sandbox, "seccomp"))
+				? ", filter of system calls"
+				: "",
+			landlock ? ", Landlock" : "", *user ? ", user " : "");
+	text_put(look->f, user);
+	if (*missing) {
+		fprintf(look->f, "; without ");
+		text_put(look->f, missing);
+	}
+	fputc('\n', look->f);
 }
 
 static void draw_server(const struct look *look, const json_t *status)
@@ -442,6 +471,7 @@ static void draw_server(const struct look *look, const json_t *status)
 	label(look, "Requests");
 	fprintf(look->f, "%" PRIu64 ", %" PRIu64 " failed\n", status_number(status, "requests"),
 		status_number(status, "failed"));
+	draw_sandbox(look, json_object_get(status, "sandbox"));
 	stages_head(look);
 	json_array_foreach(json_object_get(status, "resources"), i, resource) {
 		draw_resource(look, resource);

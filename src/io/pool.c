@@ -161,6 +161,27 @@ void pool_submit(struct pool *pool, struct op *op)
 	pthread_mutex_unlock(&pool->lock);
 }
 
+void pool_renew(struct loop *loop)
+{
+	struct pool *pool = loop_pool(loop);
+
+	if (!pool)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	pool->quit = true;
+	pthread_cond_broadcast(&pool->wanted);
+	pthread_mutex_unlock(&pool->lock);
+	for (unsigned i = 0; i < pool->threads; i++)
+		pthread_join(pool->thread[i], NULL);
+	pool->quit = false;
+	pool->threads = 0;
+	/* Work that has been queued meanwhile has nobody who was told of it. */
+	pthread_mutex_lock(&pool->lock);
+	if (pool->queued)
+		(void)thread_start(pool);
+	pthread_mutex_unlock(&pool->lock);
+}
+
 void pool_cancel(struct pool *pool, struct op *op)
 {
 	pthread_mutex_lock(&pool->lock);

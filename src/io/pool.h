@@ -17,4 +17,8 @@ struct work {
  * it has started. */
 void pool_run(struct loop *loop, struct work *work);
 
+/* Set-up code of a process that gives up rights, which each thread has for itself. Waits for the
+ * threads that run to end; those that start from now on have the rights that the caller has. */
+void pool_renew(struct loop *loop);
+
 #endif

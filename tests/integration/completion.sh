@@ -52,7 +52,7 @@ case_every_option_of_every_command_is_known() {
 }
 
 case_options_and_their_values() {
-	gives 'remora serve --no-' --no-list
+	gives 'remora serve --no-' --no-list --no-sandbox
 	gives 'remora copy --progress ' auto json none
 	gives 'remora copy a --progress j' json
 	gives 'remora copy --progress=j' json

@@ -124,6 +124,7 @@ assert e[0]["level"] == "info" and "listening on" in e[0]["text"] and e[0]["time
 	grep -qE '^[0-9-]{10} [0-9:]{8}\.[0-9]{3}  info     listening on unix:' stdout
 	spawn follow "$REMORA" log --follow --json s.sock
 	line_of follow | grep -q "listening on"
+	line_of follow | grep -q "sandbox"
 	# It ends when the server does, and has told why.
 	stop s
 	line_of follow | grep -q "signal 15"

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The encrypt stage: known answers, what the far side gets to see, wrong keys, and in the mode gcm
  * what was changed, swapped, replayed or lost there. */
-#define TEST_FAKE_KINDS                                                                                    \
-	{ "encrypt", false,                                                                                \
-	  "encrypt:[key=FILE][,command=COMMAND][,env=NAME][,mode=MODE][,check=HEX][,meta=FILE][,new=BOOL]" \
-	  "[,chunk=SIZE][,sync=BOOL]",                                                                     \
-	  stage_encrypt_open },                                                                            \
+#define TEST_FAKE_KINDS                                                                            \
+	{ "encrypt", false,                                                                        \
+	  "encrypt:[key=FILE][,command=COMMAND][,env=NAME][,mode=MODE][,check=HEX][,meta=FILE]"    \
+	  "[,new=BOOL][,chunk=SIZE][,sync=BOOL]",                                                  \
+	  stage_encrypt_open },                                                                    \
 		{ "align", false, "align[:block=SIZE][,len=SIZE]", stage_align_open },
 #include "model.h"
 

@@ -282,6 +282,8 @@ static int serve_run(struct serve *s, int argc, char **argv)
 
 	r = serve_access_open(s, &e);
 	if (!r)
+		r = serve_sandbox_open(s, &e);
+	if (!r)
 		r = resources_name(s, argc, argv, &e);
 	if (!r && s->ready != UINT64_MAX)
 		r = ready_check(s->ready, &ready_fd, &e);
@@ -301,8 +303,10 @@ static int serve_run(struct serve *s, int argc, char **argv)
 		if (!s->stdio)
 			serve_control_open(s);
 		s->run.on_signal = serve_signal;
-		r = s->stdio ? 0 : announce(s, ready_fd, &e);
+		r = serve_sandbox_enter(s, &e);
 	}
+	if (!r && !s->stdio)
+		r = announce(s, ready_fd, &e);
 	while (!r && !s->stop) {
 		r = loop_step(s->run.loop, NEVER_NS);
 		if (r)
@@ -383,6 +387,10 @@ int cmd_serve(int argc, char **argv)
 		{ "read-only", 'r', OPT_FLAG, NULL,
 		  "refuses writes, and opens the resources without the right to write",
 		  &s->read_only },
+		{ "user", 0, OPT_TEXT, "NAME[:GROUP]",
+		  "who it is once everything is open; only root can say", &s->user },
+		{ "no-sandbox", 0, OPT_FLAG, NULL,
+		  "keeps rights that a server does not need", &s->no_sandbox },
 		{ "max-clients", 0, OPT_NUMBER, "N",
 		  "room for N clients with 4 connections each; default: 128 connections",
 		  &s->max_clients },
@@ -402,8 +410,7 @@ int cmd_serve(int argc, char **argv)
 		.more = serve_more,
 		.args_min = 1,
 		.args_max = SERVER_EXPORTS_MAX,
-		.json = true,
-		.loop = true,
+		.json = true, .loop = true,
 	};
 
 	r = options_parse(&usage, &s->common, argc, argv);

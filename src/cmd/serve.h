@@ -7,6 +7,7 @@
 
 #include "base/limits.h"
 #include "cmd/control.h"
+#include "cmd/sandbox.h"
 #include "front/server.h"
 
 struct resource {
@@ -32,6 +33,7 @@ struct serve {
 	struct server_allow *allowed;
 	size_t allowed_count;
 	char *allow_text[OPT_LIST_MAX];
+	struct sandbox sandbox;
 	/* --stdio (serve_stdio.c) */
 	bool stdio_pumped;
 	int session_fd; /* -1 = none */
@@ -41,7 +43,8 @@ struct serve {
 	const char *session;
 	struct opt_list listen, allow;
 	const char *tls_cert, *tls_key, *tls_ca, *psk;
-	bool insecure;
+	const char *user;
+	bool insecure, no_sandbox;
 	bool read_only, no_list;
 	uint64_t max_clients, ready, grace_ns;
 };
@@ -59,6 +62,11 @@ MUST_USE int serve_stdio_session(struct serve *s, struct err *e);
 MUST_USE int serve_stdio_open(struct serve *s, struct err *e);
 bool serve_stdio_ended(const struct serve *s);
 void serve_stdio_close(struct serve *s); /* behind the server's end */
+
+/* Is --user somebody? And, when everything is open: nothing more than what it needs. */
+MUST_USE int serve_sandbox_open(struct serve *s, struct err *e);
+MUST_USE int serve_sandbox_enter(struct serve *s, struct err *e);
+json_t *serve_sandbox_tell(const struct serve *s); /* for status */
 
 /* Keeps the log's lines for those who ask later. Behind run_open(). */
 void serve_log_open(struct serve *s);

@@ -237,21 +237,60 @@ static void server_closed(void *arg)
 	((struct serve *)arg)->closed = true;
 }
 
+static void flush_done(struct req *req, int err)
+{
+	struct resource *x = CONTAINER_OF(req, struct resource, flush);
+
+	x->flush_err = err;
+	x->flushing = false;
+	x->serve->flushed = !--x->serve->flushes;
+}
+
+/* All at once, so that one that hangs costs the others nothing. Who has not answered by then is
+ * aborted. */
+static int resources_flush_wait(struct serve *s)
+{
+	int r;
+
+	for (size_t i = 0; i < s->count; i++) {
+		struct resource *x = &s->resource[i];
+
+		if (x->store->info.read_only || x->store->info.flush == CAP_NONE)
+			continue;
+		s->flushes++;
+		x->serve = s;
+		x->flushing = true;
+		x->flush = (struct req){ .op = REQ_FLUSH, .done = flush_done };
+		req_submit(x->store, &x->flush);
+	}
+	s->flushed = !s->flushes;
+	r = loop_run_until(s->run.loop, &s->flushed, loop_now_fresh(s->run.loop) + s->grace_ns);
+	if (r != -ETIMEDOUT)
+		return r;
+	for (size_t i = 0; i < s->count; i++)
+		if (s->resource[i].flushing) {
+			s->resource[i].late = true;
+			store_abort(s->resource[i].store);
+		}
+	return loop_run_until(s->run.loop, &s->flushed, NEVER_NS);
+}
+
 static int resources_flush(struct serve *s)
 {
 	int code = CMD_OK;
 
+	if (resources_flush_wait(s))
+		return CMD_FAILED;
 	for (size_t i = 0; i < s->count; i++) {
-		struct store *store = s->resource[i].store;
-		int r = store->info.read_only || store->info.flush == CAP_NONE ? 0
-									       : store_flush(store);
+		struct resource *x = &s->resource[i];
+		const char *why = *x->store->last_why ? x->store->last_why
+						      : strerror(-x->flush_err);
 
-		if (r) {
-			say_error("%s: what was written could not be made durable: %s",
-				  s->resource[i].spec,
-				  *store->last_why ? store->last_why : strerror(-r));
-			code = CMD_DATA;
-		}
+		if (!x->flush_err)
+			continue;
+		say_error("%s: what was written could not be made durable: %s", x->spec,
+			  x->late ? "no answer within --grace" : why);
+		code = CMD_DATA;
 	}
 	return code;
 }

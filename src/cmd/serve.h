@@ -15,6 +15,10 @@ struct resource {
 	char name[NAME_LEN_MAX + 1];
 	bool name_given;
 	struct store *store;
+	struct serve *serve;
+	struct req flush; /* at the end */
+	bool flushing, late;
+	int flush_err;
 };
 
 struct serve {
@@ -25,6 +29,8 @@ struct serve {
 	size_t count;
 	struct sock_addr addr[OPT_LIST_MAX]; /* asked for, then taken */
 	bool stop, closed;
+	size_t flushes; /* resources that have not answered */
+	bool flushed;
 	struct control_log *log; /* either may be NULL: it serves without */
 	struct control *control;
 	uint64_t started_ns; /* since 1970 */

@@ -134,4 +134,12 @@ case_the_same_name_twice_is_refused() {
 	holds stderr "a"
 }
 
+case_a_flush_that_never_ends_does_not_hold_up_the_end() {
+	truncate -s 1M far
+	serve s --grace 100ms "far=fault:hang=1000000|file:far" other=far
+	stop s
+	is "$status_of" 4 "exit status"
+	grep "no answer within --grace" s.err >/dev/null
+}
+
 run_cases

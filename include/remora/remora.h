@@ -123,6 +123,9 @@ struct remora_options {
 	/* userfaultfd without rights: system calls that touch absent pages fail with EFAULT. */
 	int user_mode_only;
 	const char *loop; /* "io_uring", "epoll"; NULL = the better one that works */
+	/* How the memory comes to be: "userfaultfd"; "file", a mapping of a FUSE file that the
+	 * library serves; "auto" or NULL = userfaultfd, and a file where that is refused. */
+	const char *engine;
 };
 
 /* ---- memory ---- */

@@ -78,6 +78,11 @@ static int options_check(const struct remora_options *o, struct err *e)
 		return err_set(e, -EINVAL,
 			       "options: loop is \"%s\"; \"io_uring\", \"epoll\" or NULL is meant",
 			       o->loop);
+	if (o->engine && strcmp(o->engine, "auto") && strcmp(o->engine, "userfaultfd") &&
+	    strcmp(o->engine, "file"))
+		return err_set(e, -EINVAL,
+			       "options: engine is \"%s\"; \"userfaultfd\", \"file\", \"auto\" or NULL is "
+			       "meant", o->engine);
 	if (o->callbacks && (!o->callbacks->read || !o->callbacks->size))
 		return err_set(e, -EINVAL, "options: callbacks need read and size at least");
 	return 0;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The public API's memory: a handle is a loop's thread, a far store, a near store that the program
- * has mapped, a region that joins them, and a fault thread.
+ * The public API's memory: a handle is a loop's thread, a far store, a near store, a region that
+ * joins them, and what the program has mapped of it: the near store itself, with a fault thread
+ * (engine userfaultfd), or a file that is served from the region (engine file, engine_file.c).
  *
- * Place: the top. remora_open() makes the row far store -> near store -> region -> fault thread,
- * remora_close() undoes it from the other end.
+ * Place: the top. remora_open() makes the row far store -> near store -> region -> fault thread or
+ * file, remora_close() undoes it from the other end.
  *
  * Invariants: the region, and what it owns, is touched in the loop's thread only, but for
  * region_fault(). The options are copied, the ranges in them are used during remora_open() alone.
@@ -20,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/engine_file.h"
 #include "api/host.h"
 #include "base/cleanup.h"
 #include "config.h"
@@ -37,7 +39,9 @@ struct pull {
 struct remora {
 	struct host host;
 	struct region *region;
-	struct near *near; /* the region's */
+	struct near *near;	  /* the region's */
+	struct engine_file *file; /* NULL: the near store is what is mapped */
+	bool as_file, fell_back;  /* the engine, and whether the better one was refused */
 	uint64_t size;
 	char engine[64];
 	struct pull *first; /* is pulled at once; remora_open() waits for it if told so */
@@ -176,6 +180,12 @@ static struct region_options region_options_of(struct remora_options *o)
 	};
 }
 
+/* There is no userfaultfd here, or not for us. */
+static bool is_refusal(int err)
+{
+	return err == -EPERM || err == -EACCES || err == -ENOSYS || err == -EOPNOTSUPP;
+}
+
 static int near_open(struct remora *r, const struct store *far, struct err *e)
 {
 	const struct remora_options *o = &r->host.options;
@@ -189,15 +199,44 @@ static int near_open(struct remora *r, const struct store *far, struct err *e)
 		return err_set(
 			e, -EROFS,
 			"the resource cannot be written: open it with read_only, or with private_copy");
-	return memory_open(&r->near, &mo, e);
+	r->as_file = o->engine && !strcmp(o->engine, "file");
+	if (!r->as_file) {
+		int err = memory_open(&r->near, &mo, e);
+
+		if (!is_refusal(err) || (o->engine && strcmp(o->engine, "auto") != 0))
+			return err;
+		log_info(&r->host.env.log, "%s; going on with a file", e->text);
+		r->as_file = r->fell_back = true;
+	}
+	return near_memfd_open(&r->near, far->info.size)
+		       ? err_set(e, -ENOMEM, "memory for %llu bytes", (unsigned long long)far->info.size)
+		       : 0;
+}
+
+/* Loop's thread, the region is there. */
+static int file_engine_open(struct remora *r, struct err *e)
+{
+	struct err why = *e;
+	int err = engine_file_open(&r->file, &r->host, region_store(r->region), e);
+
+	/* Either would do: the one that is the rule is told first. */
+	if (err && r->fell_back) {
+		struct err second = *e;
+
+		err_set(e, why.code, "%.280s; nor as a file: %.200s", why.text, second.text);
+		return why.code;
+	}
+	return err;
 }
 
 static void engine_name(struct remora *r)
 {
 	const char *loop = loop_engine_name(r->host.loop);
+	const char *how = !r->as_file ? memory_how(r->near)
+			  : r->fell_back ? "file (no right to userfaultfd)" : "file";
 	bool fell_back = !r->host.options.loop && strcmp(loop, "io_uring") != 0;
 
-	snprintf(r->engine, sizeof(r->engine), "%s, %s%s", memory_how(r->near), loop,
+	snprintf(r->engine, sizeof(r->engine), "%s, %s%s", how, loop,
 		 fell_back ? " (no io_uring)" : "");
 }
 
@@ -224,6 +263,12 @@ static int setup(struct host *host, const char *spec, struct err *e)
 		store_close_wait(far);
 		return err;
 	}
+	if (r->as_file)
+		err = file_engine_open(r, e);
+	if (err) {
+		store_close_wait(region_store(r->region));
+		return err;
+	}
 	engine_name(r);
 	for (size_t i = 0; i < r->first_count; i++)
 		region_pull(r->region, &r->first[i].region);
@@ -240,6 +285,8 @@ static void teardown(struct host *host)
 {
 	struct remora *r = CONTAINER_OF(host, struct remora, host);
 
+	if (r->file)
+		engine_file_close(r->file);
 	store_close_wait(region_store(r->region));
 	r->region = NULL;
 	r->near = NULL;
@@ -247,6 +294,7 @@ static void teardown(struct host *host)
 
 static void remora_free(struct remora *r)
 {
+	engine_file_free(r->file);
 	free(r->first);
 	free(r);
 }
@@ -254,7 +302,8 @@ static void remora_free(struct remora *r)
 /* Ends everything, saves nothing. */
 static void shut_down(struct remora *r)
 {
-	memory_serve_end(r->near);
+	if (!r->file)
+		memory_serve_end(r->near);
 	host_close(&r->host);
 	remora_free(r);
 }
@@ -265,15 +314,22 @@ static enum region_verdict on_fault(void *arg, uint64_t off, bool write)
 }
 
 struct status_call {
-	struct region *region;
+	struct remora *r;
 	struct region_status status;
 };
 
 static void status_run(void *arg)
 {
 	struct status_call *call = arg;
+	struct file_counts counts;
 
-	region_status(call->region, &call->status);
+	region_status(call->r->region, &call->status);
+	if (!call->r->file)
+		return;
+	/* Through a file the program's faults are reads. */
+	engine_file_count(call->r->file, &counts);
+	call->status.faults_far = call->status.misses;
+	call->status.fault_latency = counts.read_latency;
 }
 
 /* All of them are waited for, also behind a failure: the region has them until their ends. */
@@ -287,7 +343,7 @@ static int first_wait(struct remora *r, struct err *e)
 		err = err ? err : one;
 	}
 	if (err) {
-		struct status_call call = { .region = r->region };
+		struct status_call call = { .r = r };
 
 		loop_call(r->host.loop, status_run, &call);
 		err_sys(e, err, "pulling what shall be local at first%s%s",
@@ -313,7 +369,8 @@ int remora_open(struct remora **ret, const char *spec, const struct remora_optio
 		remora_free(r);
 		return host_error(error, &e, err);
 	}
-	err = memory_serve(r->near, on_fault, r->region, &e);
+	err = r->file ? engine_file_map(r->file, &e)
+		      : memory_serve(r->near, on_fault, r->region, &e);
 	if (!err)
 		err = first_wait(r, &e);
 	if (err)
@@ -327,7 +384,7 @@ int remora_open(struct remora **ret, const char *spec, const struct remora_optio
 
 void *remora_data(const struct remora *r)
 {
-	return memory_data(r->near);
+	return r->file ? engine_file_data(r->file) : memory_data(r->near);
 }
 
 uint64_t remora_size(const struct remora *r)
@@ -346,6 +403,10 @@ int remora_flush(struct remora *r)
 		return err < 0 ? err : -EINVAL;
 	if (o->read_only || o->private_copy)
 		return 0;
+	if (r->file)
+		err = engine_file_sync(r->file);
+	if (err)
+		return err;
 	return host_request(&r->host, region_store(r->region), REQ_FLUSH, 0, NULL, 0, NULL);
 }
 
@@ -414,7 +475,7 @@ int remora_invalidate(struct remora *r, uint64_t off, uint64_t len)
 	/* A part that is just being installed: for as long as it takes to copy it. */
 	while ((err = range_call(r, range_of(off, len), invalidate_run, REGION_NORMAL)) == -EAGAIN)
 		sched_yield();
-	return err;
+	return err || !r->file || !len ? err : engine_file_invalidate(r->file, range_of(off, len));
 }
 
 int remora_advise(struct remora *r, uint64_t off, uint64_t len, enum remora_advice advice)
@@ -435,7 +496,7 @@ int remora_advise(struct remora *r, uint64_t off, uint64_t len, enum remora_advi
 
 void remora_status(struct remora *r, struct remora_status *ret)
 {
-	struct status_call call = { .region = r->region };
+	struct status_call call = { .r = r };
 	const struct region_status *from = &call.status;
 
 	memset(ret, 0, sizeof(*ret));

@@ -103,6 +103,15 @@ void file_close_wait(struct file *file); /* set-up code and tests: runs the loop
  * closed behind file_close(). Any thread.
  */
 struct file_guard;
+/* ThreadSanitizer takes every clone for a fork, and hears of no lock any more behind it: there is
+ * no guard under it. */
+#if defined(__SANITIZE_THREAD__)
+#define IS_TSAN 1
+#elif defined(__has_feature)
+#define IS_TSAN __has_feature(thread_sanitizer)
+#else
+#define IS_TSAN 0
+#endif
 MUST_USE int file_guard_open(struct file_guard **ret);
 void file_guard_close(struct file_guard *guard); /* NULL is fine */
 

@@ -39,13 +39,6 @@
 #include "base/cleanup.h"
 #include "front/file_int.h"
 
-#if defined(__SANITIZE_THREAD__)
-#define IS_TSAN 1
-#elif defined(__has_feature)
-#define IS_TSAN __has_feature(thread_sanitizer)
-#else
-#define IS_TSAN 0
-#endif
 #define STACK_LEN (64 * KIB)
 
 struct apart {
@@ -79,7 +72,6 @@ long apart_run(long (*call)(void *arg, int fd), void *arg, int keep_fd, int clos
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	pid_t pid, ended;
 
-	/* ThreadSanitizer takes every clone for a fork, and hears of no lock any more behind it. */
 	if (IS_TSAN) {
 		munmap(stack, STACK_LEN);
 		return call(arg, keep_fd);

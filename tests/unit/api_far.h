@@ -193,7 +193,8 @@ static inline bool api_available(void)
 {
 	struct remora_error e;
 	struct remora *r;
-	int err = remora_open(&r, "memory:4K", NULL, &e);
+	struct remora_options o = { .engine = "userfaultfd" };
+	int err = remora_open(&r, "memory:4K", &o, &e);
 
 	if (err) {
 		bool expected = err == -EPERM || err == -EOPNOTSUPP;

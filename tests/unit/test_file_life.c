@@ -475,9 +475,10 @@ static void maps_its_own_file_and_ends(int how)
 	pause();
 }
 
-static void test_with_a_guard_who_maps_his_own_file_can_end_at_any_time(void **state)
+__attribute__((unused)) static void
+test_with_a_guard_who_maps_his_own_file_can_end_at_any_time(void **state)
 {
-	const int hows[] = { 0, SIGKILL, SIGSEGV, -SIGKILL, -SIGTERM };
+	const int hows[] = { 0, SIGKILL, SIGABRT, -SIGKILL, -SIGTERM };
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_LEN(hows); i++) {
@@ -509,7 +510,9 @@ static void test_close_leaves_nobody_waiting(void **state)
 	rig_hold(&g, true);
 	for (size_t i = 0; i < ARRAY_LEN(fns); i++)
 		pid[i] = child_start(&g, fns[i]);
-	until_held(&g, ARRAY_LEN(fns) - 1); /* fsync waits for the write */
+	until_held(&g, ARRAY_LEN(fns) - 1); /* write and fsync wait for one another */
+	while (rig_ask(&g).users < 1 + ARRAY_LEN(fns))
+		sched_yield();
 	loop_call(g.loop, rig_close_begin, &g);
 	for (size_t i = 0; i < ARRAY_LEN(fns); i++)
 		assert_int_not_equal(WEXITSTATUS(child_end(pid[i])), 0);
@@ -649,7 +652,9 @@ int main(void)
 		cmocka_unit_test(test_an_abort_of_the_connection_is_told_and_its_mount_cleared),
 		cmocka_unit_test(test_a_mount_over_ours_is_left_alone),
 		cmocka_unit_test(test_a_nameless_file_lives_as_long_as_its_user),
+#if !IS_TSAN
 		cmocka_unit_test(test_with_a_guard_who_maps_his_own_file_can_end_at_any_time),
+#endif
 		cmocka_unit_test(test_close_leaves_nobody_waiting),
 		cmocka_unit_test(test_calls_that_have_not_begun_fail_at_the_close),
 		cmocka_unit_test(test_a_killed_user_does_not_wait_for_the_store),

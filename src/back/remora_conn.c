@@ -109,6 +109,15 @@ static void rconn_down(struct rconn *c)
 	remora_conn_is_down(m);
 }
 
+/* Somebody asks for more than patience: who sleeps between two tries tries soon. */
+void rconn_hasten(struct rconn *c)
+{
+	uint64_t soon = now_of(c) + BACKOFF_MIN_NS;
+
+	if (c->state == RCONN_DOWN && timer_is_set(&c->timer) && c->timer.at_ns > soon)
+		timer_set(c->m->store.loop, &c->timer, soon);
+}
+
 /* It was there, and is not any more; it may still have to stop. */
 static void rconn_count_loss(struct rconn *c)
 {

@@ -182,6 +182,8 @@ void rconn_attach(struct rconn *c, int fd);
 void rconn_ssh_ended(struct rconn *c);
 /* Ends what is there; another try follows, unless m->ending. May be called from anywhere. */
 void rconn_drop(struct rconn *c, int err, const char *why);
+/* A try that is due later comes soon: somebody asks for more than patience. */
+void rconn_hasten(struct rconn *c);
 static inline bool rconn_is_up(const struct rconn *c)
 {
 	return c->state == RCONN_UP;

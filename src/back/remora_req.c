@@ -347,6 +347,9 @@ void remora_submit(struct store *store, struct req *req)
 {
 	struct remora *m = CONTAINER_OF(store, struct remora, store);
 
+	/* A flush may be all that stands between a program and its end. */
+	for (unsigned i = 0; req->op == REQ_FLUSH && !m->up && i < m->conn_count; i++)
+		rconn_hasten(&m->conn[i]);
 	if (m->failed || m->away) {
 		req->ret_why = m->why;
 		req_done(req, m->failed ? m->failed : -ETIMEDOUT);

@@ -141,6 +141,24 @@ static void requests_fail_after_for_and_are_served_again_when_it_is_back(void **
 	world_close(&w);
 }
 
+static void a_flush_does_not_wait_for_the_next_try(void **state)
+{
+	struct world w;
+	uint64_t begin;
+
+	(void)state;
+	world_open(&w, 14);
+	server_up(&w);
+	client_up(&w, &(struct remora_options){ .for_ns = 60 * NS_PER_S });
+	server_crash(&w, false);
+	run_for(&w, 20 * NS_PER_S); /* tries are a second apart by now */
+	server_up(&w);
+	begin = sim_now(w.sim);
+	assert_int_equal(one_run(&w, REQ_FLUSH, 0, 0), 0);
+	assert_true(sim_now(w.sim) < begin + 200 * MS);
+	world_close(&w);
+}
+
 static void another_size_fails_for_good(void **state)
 {
 	struct world w;
@@ -704,6 +722,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_restart_is_told_before_a_replayed_request_is_answered),
 		cmocka_unit_test(a_short_loss_is_back_without_a_restart),
 		cmocka_unit_test(requests_fail_after_for_and_are_served_again_when_it_is_back),
+		cmocka_unit_test(a_flush_does_not_wait_for_the_next_try),
 		cmocka_unit_test(another_size_fails_for_good),
 		cmocka_unit_test(a_silent_peer_is_dropped_by_both_sides),
 		cmocka_unit_test(an_idle_connection_stays_and_wakes_rarely),

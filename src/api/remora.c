@@ -162,7 +162,8 @@ static struct region_options region_options_of(struct remora_options *o)
 {
 	return (struct region_options){
 		.chunk = o->chunk,
-		.budget_bytes = o->budget,
+		/* the rest for what a program has of us besides: code, stacks */
+		.budget_bytes = o->budget - o->budget / 32,
 		.inflight_bytes_max = o->inflight,
 		.readahead_bytes_max = o->readahead_max,
 		.read_only = o->read_only,
@@ -508,7 +509,7 @@ void remora_status(struct remora *r, struct remora_status *ret)
 	ret->chunk = from->chunk;
 	ret->local_bytes = from->local_bytes;
 	ret->dirty_bytes = from->dirty_bytes + from->unflushed_bytes;
-	ret->budget = from->budget_bytes;
+	ret->budget = r->host.options.budget;
 	ret->inflight_bytes = from->pulling_bytes + from->pushing_bytes;
 	ret->faults = from->faults_far;
 	ret->fault_p50_ns = hist_percentile(&from->fault_latency, 50);

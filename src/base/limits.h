@@ -68,6 +68,10 @@
 /* requests of the verify stage, each with a buffer of VERIFY_LEN_MAX */
 #define VERIFY_REQS_MAX 32u
 #define VERIFY_LEN_MAX (1 * MIB)
+#define CHECKSUM_REQS_MAX 128u	     /* requests of the checksum stage in progress */
+#define CHECKSUM_CHUNKS_MAX (1ULL << 24) /* 1 TiB of chunks of 64 KiB; a digest each, in memory */
+#define CHECKSUM_PAGE 4096u
+#define CHECKSUM_PAGES_MAX 64u	     /* of its file, written at a time */
 #define POWERCUT_WRITES_MAX 4096u    /* kept by the powercut stage, and their bytes */
 #define POWERCUT_KEEP_DEFAULT (16 * MIB)
 #define POWERCUT_KEEP_MAX (1 * GIB)

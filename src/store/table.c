@@ -11,9 +11,9 @@
 
 extern store_open_fn back_callbacks_open, back_directory_open, back_file_open, back_memory_open,
 	back_pattern_open, back_remora_open;
-extern store_open_fn stage_align_open, stage_encrypt_open, stage_fault_open, stage_limit_open,
-	stage_order_open, stage_powercut_open, stage_retry_open,
-	stage_trace_open, stage_verify_open;
+extern store_open_fn stage_align_open, stage_checksum_open, stage_encrypt_open, stage_fault_open,
+	stage_limit_open, stage_order_open, stage_powercut_open, stage_retry_open, stage_trace_open,
+	stage_verify_open;
 
 const struct store_kind store_kinds[] = {
 	{ "file", true, "file:PATH[?direct=BOOL][&readonly=BOOL][&size=SIZE]", back_file_open },
@@ -39,6 +39,7 @@ const struct store_kind store_kinds[] = {
 	  "encrypt:[key=FILE][,command=COMMAND][,env=NAME][,mode=MODE][,check=HEX][,meta=FILE][,new=BOOL][,chunk=SIZE]"
 	  "[,sync=BOOL]",
 	  stage_encrypt_open },
+	{ "checksum", false, "checksum:file=PATH[,algorithm=NAME][,chunk=SIZE][,create=BOOL]", stage_checksum_open },
 	{ "fault", false,
 	  "fault[:seed=N][,error=N][,short=N][,hang=N][,delay=TIME][,read=BOOL][,write=BOOL][,flush=BOOL][,after=N]"
 	  "[,times=N][,errno=NAME]",

@@ -73,6 +73,10 @@ static const struct row {
 	{ "limit:rate=10G,burst=4K,inflight=64K|file:%d/f?size=%s", ROW_KEEPS },
 	{ "trace:file=%d/trace|memory:%s", ROW_NOT_SIM },
 	{ "verify:with=(memory:%s)|memory:%s", 0 },
+	{ "checksum:file=%d/sums,create=1|memory:%s", 0 },
+	{ "checksum:file=%d/sums,create=1,chunk=4K,algorithm=sha256|memory:%s", 0 },
+	{ "checksum:file=%d/sums,create=1|directory:%d/dir?size=%s&chunk=16K&create=1", ROW_KEEPS },
+	{ "checksum:file=%d/sums,create=1,chunk=16K,algorithm=xxh128|file:%d/f?size=%s", ROW_KEEPS },
 	{ "powercut|memory:%s", 0 },
 	{ "powercut:keep=64K|file:%d/f?size=%s", ROW_KEEPS },
 	{ "retry:delay=1ms,max=2ms|fault:errno=ETIMEDOUT,seed=7,error=50000,short=50000|memory:%s", 0 },
@@ -202,7 +206,7 @@ static void directory_remove(const char *dir)
 
 static void files_remove(const char *dir)
 {
-	static const char *const files[] = { "f", "meta", "trace" };
+	static const char *const files[] = { "f", "meta", "sums", "trace" };
 	char path[128];
 
 	for (size_t i = 0; i < ARRAY_LEN(files); i++) {

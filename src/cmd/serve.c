@@ -300,6 +300,7 @@ static int serve_end(struct serve *s)
 	char status[256];
 	int code = CMD_OK;
 
+	serve_memory_close(s);
 	if (s->server) {
 		server_status(s->server, status, sizeof(status));
 		log_info(&s->run.env.log, "ending: %s", status);
@@ -342,6 +343,7 @@ static int serve_run(struct serve *s, int argc, char **argv)
 		if (!s->stdio)
 			serve_control_open(s);
 		s->run.on_signal = serve_signal;
+		serve_memory_open(s);
 		r = serve_sandbox_enter(s, &e);
 	}
 	if (!r && !s->stdio)

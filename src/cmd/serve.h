@@ -40,6 +40,8 @@ struct serve {
 	size_t allowed_count;
 	char *allow_text[OPT_LIST_MAX];
 	struct sandbox sandbox;
+	struct timer memory_timer; /* serve_memory.c */
+	uint64_t memory_seen;
 	/* --stdio (serve_stdio.c) */
 	bool stdio_pumped;
 	int session_fd; /* -1 = none */
@@ -73,6 +75,10 @@ void serve_stdio_close(struct serve *s); /* behind the server's end */
 MUST_USE int serve_sandbox_open(struct serve *s, struct err *e);
 MUST_USE int serve_sandbox_enter(struct serve *s, struct err *e);
 json_t *serve_sandbox_tell(const struct serve *s); /* for status */
+
+/* From here on, and to the end of the server: what ended connections had is given back. */
+void serve_memory_open(struct serve *s);
+void serve_memory_close(struct serve *s);
 
 /* Keeps the log's lines for those who ask later. Behind run_open(). */
 void serve_log_open(struct serve *s);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a stranger sends to the TLS of a server, and what stands in a file of secrets. The first byte
- * says which one. A link ends in an error with a text, or wants more; it never says who it is.
+ * What a stranger sends to the TLS of a server, and what stands in a file of secrets. The first
+ * byte says which one. A link ends in an error with a text, or wants more; it never says who it is.
  */
 #include "io/tls.h"
 

@@ -419,7 +419,7 @@ case_hostile_bytes_at_the_tls_port_harm_nobody() {
 	exits 0 "$REMORA" copy --quiet "$(spec data beta)" out
 	same data out
 	after=$(awk '/VmRSS/ { print $2 }' "/proc/${pid_of[s]}/status")
-	less $((after - before)) 10240 "KiB more in memory"
+	[ -n "${REMORA_SANITIZED-}" ] || less $((after - before)) 10240 "KiB more in memory"
 }
 
 run_cases

@@ -67,7 +67,8 @@ static void file_free(struct file *f)
 	void *arg = f->closed_arg;
 
 	if (f->fd >= 0)
-		loop_close_fd(f->loop, f->fd);
+		close(f->fd);
+	loop_close_fd(f->loop, f->ready_fd);
 	if (f->mem)
 		munmap(f->mem, f->mem_len);
 	place_done(&f->place);
@@ -167,8 +168,10 @@ static int mount_call(struct work *work)
 
 static int file_greet(struct file *f, struct err *e)
 {
-	int r;
+	int r = file_listen_open(f);
 
+	if (r)
+		return err_sys(e, r, "%s: epoll", f->place.path);
 	file_listen(f);
 	r = loop_run_until(f->loop, &f->greeted, loop_now_fresh(f->loop) + GREET_NS);
 	if (r || f->dead)
@@ -255,7 +258,7 @@ int file_open(struct file **ret, struct loop *loop, const struct file_options *o
 	f->store = options->store;
 	f->options = *options;
 	f->hooks = options->hooks;
-	f->fd = f->user_fd = f->own_fd = -1;
+	f->fd = f->ready_fd = f->user_fd = f->own_fd = -1;
 	f->watch.fire = file_watch;
 	list_init(&f->idle);
 	file_lanes_init(f);

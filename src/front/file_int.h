@@ -113,6 +113,12 @@ struct file {
 	struct file_hooks hooks;
 	struct file_place place;
 	int fd; /* the connection; -1 = none */
+	/*
+	 * An epoll of it, which the loop waits for in its place: an io_uring keeps a descriptor
+	 * that it waits for open, and lives as long as its memory is mapped. So a process whose
+	 * memory others share (file_apart.c) would end, and the connection would not.
+	 */
+	int ready_fd;
 	struct op poll;
 	struct timer watch; /* set while the store has requests: who asked may be killed */
 	uint8_t *mem;
@@ -156,6 +162,7 @@ struct file {
 /* ---- file_loop.c ---- */
 
 MUST_USE int file_slots_open(struct file *f);
+MUST_USE int file_listen_open(struct file *f);
 void file_listen(struct file *f); /* waits for requests, unless it does or there is no slot */
 /* To the store, or the next piece of it. The slot's req.op and `want` are set. */
 void file_slot_submit(struct file_slot *s);

@@ -26,6 +26,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -248,12 +249,23 @@ static void poll_done(struct op *op, int res)
 	file_listen(f);
 }
 
+int file_listen_open(struct file *f)
+{
+	struct epoll_event want = { .events = EPOLLIN };
+
+	f->ready_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (f->ready_fd < 0 || epoll_ctl(f->ready_fd, EPOLL_CTL_ADD, f->fd, &want))
+		return -errno;
+	return 0;
+}
+
 void file_listen(struct file *f)
 {
-	if (f->dead || f->stopping || f->fd < 0 || op_pending(&f->poll) || list_empty(&f->idle))
+	if (f->dead || f->stopping || f->ready_fd < 0 || op_pending(&f->poll) ||
+	    list_empty(&f->idle))
 		return;
 	f->poll.done = poll_done;
-	op_poll(f->loop, &f->poll, f->fd, POLLIN);
+	op_poll(f->loop, &f->poll, f->ready_fd, POLLIN);
 }
 
 /* ---- who was killed ---- */

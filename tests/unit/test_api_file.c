@@ -315,6 +315,8 @@ __attribute__((unused)) static void test_a_program_that_just_ends_does_not_hang(
 	static const int hows[] = { 0, SIGKILL, SIGABRT };
 
 	(void)state;
+	/* What it has left behind is ours to wait for, too. */
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	for (size_t i = 0; i < ARRAY_LEN(hows); i++) {
 		int status;
 		pid_t pid = fork();
@@ -336,7 +338,11 @@ __attribute__((unused)) static void test_a_program_that_just_ends_does_not_hang(
 			assert_int_equal(WTERMSIG(status), hows[i]);
 		else
 			assert_int_equal(status, 0);
+		while (waitpid(-1, NULL, __WALL) > 0)
+			;
+		assert_int_equal(errno, ECHILD);
 	}
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
 }
 
 /* No way to userfaultfd is left: not the system call, not the device. */

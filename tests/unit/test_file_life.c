@@ -481,6 +481,7 @@ test_with_a_guard_who_maps_his_own_file_can_end_at_any_time(void **state)
 	const int hows[] = { 0, SIGKILL, SIGABRT, -SIGKILL, -SIGTERM };
 
 	(void)state;
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	for (size_t i = 0; i < ARRAY_LEN(hows); i++) {
 		pid_t pid = fork();
 
@@ -491,7 +492,82 @@ test_with_a_guard_who_maps_his_own_file_can_end_at_any_time(void **state)
 			maps_its_own_file_and_ends(hows[i]);
 		}
 		child_end(pid);
+		while ((pid = waitpid(-1, NULL, __WALL)) > 0 || errno == EINTR)
+			; /* what it has left behind */
 	}
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
+}
+
+static void tell(int fd)
+{
+	assert_int_equal(write(fd, "x", 1), 1);
+}
+
+static void hear(int fd)
+{
+	char byte;
+
+	assert_int_equal(read(fd, &byte, 1), 1);
+}
+
+/* Serves, until it waits for its own mount. */
+static void serves_and_syncs(struct rig *test, int in, int out)
+{
+	struct rig_do d = { .start = file_sync, .call.done = rig_call_done };
+	struct rig g;
+
+	pthread_mutex_init(&d.lock, NULL);
+	pthread_cond_init(&d.ended, NULL);
+	rig_prepare(&g, SIZE);
+	rmdir(g.dir);
+	g.options.path = test->path;
+	rig_mount(&g);
+	tell(out);
+	hear(in);
+	rig_hold(&g, true);
+	d.rig = &g;
+	loop_call(g.loop, rig_call_start, &d);
+	until_held(&g, 1);
+	tell(out);
+	pause();
+}
+
+__attribute__((unused)) static void
+test_who_serves_can_be_killed_while_it_waits_for_its_own_mount(void **state)
+{
+	int to[2], from[2], fd;
+	struct rig g;
+	pid_t pid;
+	char *p;
+
+	(void)state;
+	rig_prepare(&g, SIZE);
+	assert_int_equal(pipe2(to, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(from, O_CLOEXEC), 0);
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	pid = fork();
+	if (!pid)
+		serves_and_syncs(&g, to[0], from[1]);
+	hear(from[0]);
+	fd = open(g.path, O_RDWR | O_CLOEXEC);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_true(p != MAP_FAILED);
+	p[0] = 1;
+	tell(to[1]);
+	hear(from[0]);
+	kill(pid, SIGKILL);
+	while ((pid = waitpid(-1, NULL, __WALL)) > 0 || errno == EINTR)
+		;
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
+	assert_int_equal(msync(p, SIZE, MS_SYNC), -1);
+	munmap(p, SIZE);
+	close(fd);
+	assert_int_equal(umount2(g.path, MNT_DETACH), 0);
+	for (size_t i = 0; i < 2; i++) {
+		close(to[i]);
+		close(from[i]);
+	}
+	rig_end(&g);
 }
 
 /* ---- the end ---- */
@@ -653,6 +729,7 @@ int main(void)
 		cmocka_unit_test(test_a_mount_over_ours_is_left_alone),
 		cmocka_unit_test(test_a_nameless_file_lives_as_long_as_its_user),
 #if !IS_TSAN
+		cmocka_unit_test(test_who_serves_can_be_killed_while_it_waits_for_its_own_mount),
 		cmocka_unit_test(test_with_a_guard_who_maps_his_own_file_can_end_at_any_time),
 #endif
 		cmocka_unit_test(test_close_leaves_nobody_waiting),

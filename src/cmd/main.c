@@ -19,6 +19,7 @@ static const struct cmd commands[] = {
 	{ "list", "lists what a server serves", cmd_list },
 	{ "info", "tells about a resource", cmd_info },
 	{ "copy", "copies a resource to another", cmd_copy },
+	{ "verify", "finds, and repairs, what is not what was written", cmd_verify },
 	{ "mount", "makes a resource a file", cmd_mount },
 	{ "unmount", "ends that, when everything written is safe", cmd_unmount },
 	{ "status", "tells what runs here, and how it is", cmd_status },

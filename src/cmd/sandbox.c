@@ -4,9 +4,10 @@
  *
  * Place: remora serve, between the last thing that it opens and the first client that it answers.
  *
- * Order, each step with what the former leaves: limits; the user (needs root); no new privileges
- * (Landlock and the filter need it); Landlock, which a thread has for itself and those it starts,
- * so the pool starts its threads anew; the filter, for all threads at once, last.
+ * Order, each step with what the former leaves: limits; the rules of Landlock (paths that only root
+ * may reach); the user (needs root); no new privileges (Landlock and the filter need it); Landlock,
+ * which a thread has for itself and those it starts, so the pool starts its threads anew; the
+ * filter, for all threads at once, last.
  *
  * Invariants: nothing here can be undone by the process. After sandbox_enter() with --user, no id
  * of the process, real, effective or saved, is another than that user's, and it has no further
@@ -102,14 +103,14 @@ static int ll_add(int ruleset, const struct sandbox_path *p, __u64 handled)
 	return syscall(LL_ADD_RULE, ruleset, LL_RULE_PATH, &rule, 0) ? -errno : 0;
 }
 
-/* 0, or -errno; nothing is restricted then. */
-static int ll_enter(struct sandbox *b)
+/* The rules, while the paths can still be opened: a user who is not root may have no right to a
+ * directory on the way. The descriptor, or -errno. */
+static int ll_prepare(struct sandbox *b, int *ret_version)
 {
 	long version = ll_version();
 	struct ll_ruleset rules = { 0 };
 	AUTO_FD int fd = -1;
 	size_t len = sizeof(rules.fs);
-	int r;
 
 	if (version < 0)
 		return -errno;
@@ -126,14 +127,13 @@ static int ll_enter(struct sandbox *b)
 	if (fd < 0)
 		return -errno;
 	for (size_t i = 0; i < b->paths; i++) {
-		r = ll_add(fd, &b->path[i], rules.fs);
+		int r = ll_add(fd, &b->path[i], rules.fs);
+
 		if (r)
 			return r;
 	}
-	if (syscall(LL_RESTRICT, fd, 0))
-		return -errno;
-	b->landlock = (int)version;
-	return 0;
+	*ret_version = (int)version;
+	return TAKE_FD(fd);
 }
 
 /* ---- paths ---- */
@@ -285,15 +285,20 @@ static void limits_lower(void)
 	}
 }
 
-int sandbox_enter(struct sandbox *b, struct loop *loop, struct err *e)
+/* Builds with sanitizers: what they read at the end. */
+static int sanitizers_let(struct sandbox *b)
 {
-	int r;
+	return SANDBOX_SANITIZED ? sandbox_path_add(b, "/proc", SANDBOX_READ) : 0;
+}
 
-	limits_lower();
-	r = sandbox_user_drop(b, e);
-	if (r)
-		return r;
-	b->on = true;
+/* With the user's rights: no new privileges, Landlock, the filter. */
+static void rights_give_up(struct sandbox *b, struct loop *loop, int rules, int version)
+{
+	int r = rules < 0 ? rules : 0;
+
+	/* A process that has changed its user cannot be traced, not even by what it starts. */
+	if (SANDBOX_SANITIZED)
+		(void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		missing_add(b, "no new privileges", -errno);
 	else
@@ -301,18 +306,36 @@ int sandbox_enter(struct sandbox *b, struct loop *loop, struct err *e)
 	if (b->exec) {
 		missing_add(b, "Landlock and the filter of system calls: a resource needs programs",
 			    0);
-		return 0;
+		return;
 	}
-	r = SANDBOX_SANITIZED ? sandbox_path_add(b, "/proc", SANDBOX_READ) : 0;
-	if (!r)
-		r = ll_enter(b);
+	if (!r && syscall(LL_RESTRICT, rules, 0))
+		r = -errno;
 	if (r)
 		missing_add(b, "Landlock", r);
+	else
+		b->landlock = version;
 	pool_renew(loop);
 	r = sandbox_filter_install(b->net, opens_files(b));
 	if (r)
 		missing_add(b, "the filter of system calls", r);
 	else
 		b->seccomp = true;
-	return 0;
+}
+
+int sandbox_enter(struct sandbox *b, struct loop *loop, struct err *e)
+{
+	int version = 0, rules, r = sanitizers_let(b);
+
+	if (r)
+		return err_sys(e, r, "the sandbox");
+	limits_lower();
+	rules = ll_prepare(b, &version);
+	r = sandbox_user_drop(b, e);
+	if (!r) {
+		b->on = true;
+		rights_give_up(b, loop, rules, version);
+	}
+	if (rules >= 0)
+		close(rules);
+	return r;
 }

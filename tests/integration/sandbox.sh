@@ -53,6 +53,7 @@ case_another_user_serves_what_root_opened() {
 	is "$(status_of_process "${pid_of[s]}" Groups | tr -d ' ')" 65533
 	is "$(status_of_process "${pid_of[s]}" CapPrm)" 0000000000000000
 	is "$(status_of_process "${pid_of[s]}" CapEff)" 0000000000000000
+	lacks s.err "sandbox: without"
 	exits 0 "$REMORA" copy --quiet "$(at s)" out
 	same data out
 	random_file new 4M

@@ -62,6 +62,7 @@ int engine_file_open(struct engine_file **ret, struct host *host, struct store *
 	struct file_options o = {
 		.store = store, .path = path, .source = "remora", .keep_cache = true,
 		.read_only = host->options.read_only, .nameless = true,
+		.memory_max = file_memory_of(host->options.budget),
 	};
 	int r;
 

@@ -254,6 +254,8 @@ static int setup(struct host *host, const char *spec, struct err *e)
 		return err;
 	r->size = far->info.size;
 	err = near_open(r, far, e);
+	if (r->as_file)
+		ro.budget_bytes = file_budget_left(ro.budget_bytes);
 	if (!err)
 		err = first_make(r, e);
 	if (!err)

@@ -168,6 +168,7 @@
 #define FILE_READAHEAD (2 * MIB)  /* so that two of them are under way for who reads in order */
 #define FILE_REQS_MAX 64u	  /* the kernel's requests in flight; more of them wait there */
 #define FILE_BACKGROUND_MAX 48u	  /* of them readahead, writeback and asynchronous I/O */
+#define FILE_MEMORY_MIN (4 * MIB) /* for them, with the smallest budget */
 /* A nameless file's user may be its server, too, and may be killed: when the kernel has waited so
  * long for an answer it ends the connection. We answer before. */
 #define FILE_TIMEOUT_S 300u

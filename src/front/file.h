@@ -35,12 +35,24 @@ struct file_options {
 	/* Pages that the kernel has cached stay valid from one open to the next: nobody but this
 	 * file changes the store (a region). */
 	bool keep_cache;
+	/* bytes for requests in flight, FILE_MEMORY_MIN at least; 0 = as many as are good */
+	uint64_t memory_max;
 	bool others; /* other users may open it (allow_other) */
 	/* The mount point is taken away again as soon as file_fd() is open: the file has no name,
 	 * and ends with its last user. */
 	bool nameless;
 	struct file_hooks hooks;
 };
+
+/* What the requests in flight may take of a budget for all of it (0 = no limit), and what is left. */
+static inline uint64_t file_memory_of(uint64_t budget)
+{
+	return budget ? MAX(budget / 8, FILE_MEMORY_MIN) : 0;
+}
+static inline uint64_t file_budget_left(uint64_t budget)
+{
+	return MAX(budget - MIN(budget, file_memory_of(budget)), budget / 2);
+}
 
 /*
  * Mounts. `path` is made, empty, when there is nothing, and removed again at the end if it was. A

@@ -156,6 +156,7 @@ struct file {
 	void (*closed)(void *arg);
 	void *closed_arg;
 	struct file_counts counts;
+	unsigned slots; /* of them, those that have a buffer */
 	struct file_slot slot[FILE_REQS_MAX];
 };
 

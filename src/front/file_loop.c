@@ -40,14 +40,18 @@
 
 int file_slots_open(struct file *f)
 {
-	f->mem_len = FILE_REQS_MAX * SLOT_LEN;
+	f->slots = FILE_REQS_MAX;
+	if (f->options.memory_max)
+		f->slots = (unsigned)MIN(MAX(f->options.memory_max, FILE_MEMORY_MIN) / FILE_IO_MAX,
+					 (uint64_t)FILE_REQS_MAX);
+	f->mem_len = f->slots * SLOT_LEN;
 	f->mem = mmap(NULL, f->mem_len, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (f->mem == MAP_FAILED) {
 		f->mem = NULL;
 		return -errno;
 	}
-	for (unsigned i = 0; i < FILE_REQS_MAX; i++) {
+	for (unsigned i = 0; i < f->slots; i++) {
 		struct file_slot *s = &f->slot[i];
 
 		s->file = f;
@@ -100,7 +104,7 @@ static void slot_answer(struct file_slot *s, int err)
 
 void file_answer_all(struct file *f, int err)
 {
-	for (unsigned i = 0; i < FILE_REQS_MAX; i++)
+	for (unsigned i = 0; i < f->slots; i++)
 		if (f->slot[i].busy)
 			slot_answer(&f->slot[i], err);
 }
@@ -176,7 +180,7 @@ void file_slot_submit(struct file_slot *s)
 static void file_dead(struct file *f)
 {
 	f->dead = true;
-	for (unsigned i = 0; i < FILE_REQS_MAX; i++)
+	for (unsigned i = 0; i < f->slots; i++)
 		f->slot[i].answered = true; /* there is nobody to answer */
 	file_tell_gone(f);
 }
@@ -302,7 +306,7 @@ static void slot_look(struct file *f, struct file_slot *s)
 /* No reply of its own. What is not in flight has been answered already. */
 void file_interrupt(struct file *f, uint64_t unique)
 {
-	for (unsigned i = 0; i < FILE_REQS_MAX; i++) {
+	for (unsigned i = 0; i < f->slots; i++) {
 		struct file_slot *s = &f->slot[i];
 
 		if (s->busy && s->unique == unique) {
@@ -318,7 +322,7 @@ void file_watch(struct timer *timer)
 	struct file *f = CONTAINER_OF(timer, struct file, watch);
 	uint64_t now_ns = loop_now(f->loop);
 
-	for (unsigned i = 0; i < FILE_REQS_MAX; i++) {
+	for (unsigned i = 0; i < f->slots; i++) {
 		struct file_slot *s = &f->slot[i];
 		uint64_t age_ns = now_ns - MIN(now_ns, s->start_ns);
 

@@ -302,6 +302,7 @@ static int do_init(struct file *f, struct file_slot *s, const void *arg)
 	struct fuse_init_in in = { 0 };
 	size_t len = ((const struct fuse_in_header *)(const void *)s->head)->len;
 	uint32_t pages = f->io_max / PAGE_BYTES;
+	uint16_t background = (uint16_t)MIN(FILE_BACKGROUND_MAX, f->slots * 3 / 4);
 
 	memcpy(&in, arg, MIN(len - sizeof(struct fuse_in_header), sizeof(in)));
 	f->greeted = true;
@@ -316,8 +317,8 @@ static int do_init(struct file *f, struct file_slot *s, const void *arg)
 		/* Not the writeback cache: with it the kernel shows a root file of size 0. */
 		.flags = in.flags & (FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO |
 				     FUSE_MAX_PAGES | FUSE_INIT_EXT),
-		.max_background = FILE_BACKGROUND_MAX,
-		.congestion_threshold = FILE_BACKGROUND_MAX * 3 / 4,
+		.max_background = background,
+		.congestion_threshold = (uint16_t)(background * 3 / 4),
 		.max_write = f->io_max,
 		.time_gran = 1,
 		.max_pages = (uint16_t)pages,

@@ -331,7 +331,9 @@ static int remora_alloc(struct remora **ret, struct loop *loop, const struct rem
 	if (!m)
 		return -ENOMEM;
 	m->store.loop = loop;
-	m->conns_wanted = o->fd >= 0 || o->ssh_host ? 1 : o->connections ? MIN(o->connections, WIRE_CONNS_MAX) : 2;
+	m->conns_wanted = o->connections ? MIN(o->connections, WIRE_CONNS_MAX) : 2;
+	if (o->fd >= 0 || o->ssh_host)
+		m->conns_wanted = 1;
 	m->conn_count = m->conns_wanted;
 	m->slot_count = (size_t)m->conns_wanted * REMORA_REQS_MAX;
 	m->slots = calloc(m->slot_count, sizeof(*m->slots));

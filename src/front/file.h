@@ -44,7 +44,7 @@ struct file_options {
 	struct file_hooks hooks;
 };
 
-/* What the requests in flight may take of a budget for all of it (0 = no limit), and what is left. */
+/* What requests in flight may take of a budget for all of it (0 = no limit); and what is left. */
 static inline uint64_t file_memory_of(uint64_t budget)
 {
 	return budget ? MAX(budget / 8, FILE_MEMORY_MIN) : 0;

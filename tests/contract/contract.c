@@ -96,7 +96,7 @@ static const struct row {
 static const char *const transparent[] = {
 	"align", "align:block=4K", "align:block=16K,len=32K", "order", "retry", "limit:rate=10G", "limit:inflight=16K",
 	"powercut:keep=96K",
-	"verify:with=(memory:%s)", ("encrypt:env=" KEY_ENV),
+	"verify:with=(memory:%s)", "encrypt:env=REMORA_CONTRACT_KEY",
 };
 
 /* ---- the world of one test ---- */

@@ -47,6 +47,7 @@ int cmd_pull(int argc, char **argv);
 int cmd_flush(int argc, char **argv);
 int cmd_invalidate(int argc, char **argv);
 int cmd_log(int argc, char **argv);
+int cmd_cache(int argc, char **argv);
 int cmd_record(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_keygen(int argc, char **argv);

@@ -28,6 +28,7 @@ static const struct cmd commands[] = {
 	{ "invalidate", "fetches anew what changed on the far side", cmd_invalidate },
 	{ "log", "tells what happened to a mount or server lately", cmd_log },
 	{ "record", "writes down what a mount's users read, for the next time", cmd_record },
+	{ "cache", "lists, checks and drops what mount --near has kept", cmd_cache },
 	{ "doctor", "tells what this machine can do", cmd_doctor },
 	{ "keygen", "makes the keys by which hosts know each other", cmd_keygen },
 	{ "link", "emulates a network: delay, rate, stalls, cuts", cmd_link },

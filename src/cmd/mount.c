@@ -166,7 +166,7 @@ static int mount_parse(struct mount *m, int argc, char **argv)
 		{ "budget", 0, OPT_SIZE, "SIZE",
 		  "how much may be kept here, all told; default: no limit", &m->budget },
 		{ "near", 0, OPT_TEXT, "DIR",
-		  "keeps it in an unlinked file in DIR instead of in memory", &m->near_dir },
+		  "keeps it in this directory instead of in memory, also over a restart", &m->near_dir },
 		{ "push-interval", 0, OPT_TIME, "TIME",
 		  "what was written is pushed this long after, at the latest; default: 1s",
 		  &m->push_interval_ns },

@@ -24,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "cmd/mount.h"
+#include "region/near_disk.h"
 #include "store/spec.h"
 
 /* ---- options ---- */
@@ -117,21 +118,44 @@ static void region_progress(void *arg, uint64_t local_bytes, uint64_t size)
 	mount_sample(arg);
 }
 
+static int near_on_disk(struct mount *m, struct err *e)
+{
+	char holder[SPEC_LEN_MAX], size[SIZE_TEXT_MAX];
+	const struct near_disk_options options = {
+		.dir = m->near_dir,
+		.size = m->far->info.size,
+		.chunk = m->chunk ? (uint32_t)m->chunk : region_chunk_default(&m->far->info),
+		.identity = m->far->info.identity,
+		.spec = m->spec,
+		.holder = holder,
+		.budget_bytes = m->budget,
+		.sync_interval_ns = m->push_interval_ns,
+	};
+	int r;
+
+	snprintf(holder, sizeof(holder), "remora mount on %s", m->path);
+	r = near_disk_open(&m->near, m->run.loop, &options, e);
+	if (!r && m->chunk && m->chunk != m->near->chunk)
+		log_warn(&m->run.env.log, "--near %s was made with chunks of %s, and keeps them",
+			 m->near_dir, size_format(m->near->chunk, size));
+	return r;
+}
+
 static int near_open(struct mount *m, struct err *e)
 {
 	int r;
 
 	if (m->near_dir)
-		return near_dir_open(&m->near, m->near_dir, m->far->info.size, e);
+		return near_on_disk(m, e);
 	r = near_memfd_open(&m->near, m->far->info.size);
 	return r ? err_sys(e, r, "memory for what is kept here") : 0;
 }
 
 static int managed_open(struct mount *m, struct err *e)
 {
-	const struct region_options options = {
+	struct region_options options = {
 		.chunk = (uint32_t)m->chunk,
-		.budget_bytes = m->budget,
+		.budget_bytes = file_budget_left(m->budget),
 		.read_only = m->read_only,
 		.pull_all = m->pull == MOUNT_PULL_ALL,
 		.install_apart = several_processors(),
@@ -142,6 +166,8 @@ static int managed_open(struct mount *m, struct err *e)
 	};
 	int r = near_open(m, e);
 
+	if (!r && m->near->chunk)
+		options.chunk = m->near->chunk;
 	if (!r)
 		r = region_open(&m->region, m->run.loop, m->far, m->near, &options, e);
 	if (!r)
@@ -258,6 +284,7 @@ static int file_start(struct mount *m, struct err *e)
 		.source = m->spec,
 		.read_only = m->read_only || m->store->info.read_only,
 		.keep_cache = !m->direct,
+		.memory_max = file_memory_of(m->budget),
 		.others = m->others,
 		.hooks = { .accessed = mount_accessed, .gone = mount_gone, .arg = m },
 	};

@@ -160,6 +160,11 @@ static void region_counted(struct mount *m, json_t *to)
 	put_int(to, "pulled_bytes", st->pulled_bytes);
 	put_int(to, "pushed_bytes", st->pushed_bytes);
 	put_int(to, "evicted_bytes", st->evicted_bytes);
+	if (m->near_dir) {
+		json_object_set_new(to, "near", control_text(m->near_dir));
+		put_int(to, "near_damaged_bytes", st->near_damaged_bytes);
+		put_int(to, "near_journal_bytes", st->near_extra_bytes);
+	}
 	put_int(to, "hits", st->hits);
 	put_int(to, "misses", st->misses);
 	put_int(to, "rtt_ns", st->trip_ns);

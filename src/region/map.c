@@ -101,6 +101,17 @@ static struct map_rec *rec_at(const struct map *m, uint32_t index)
 	return (struct map_rec *)(void *)(m->recs + (size_t)index * m->rec_bytes);
 }
 
+static size_t rec_size(uint32_t chunk)
+{
+	return sizeof(struct map_rec) +
+	       3 * BITMAP_WORDS(chunk / PAGE_BYTES) * sizeof(uint64_t);
+}
+
+size_t map_recs_bytes(uint32_t chunk, size_t rec_bytes, uint64_t partial)
+{
+	return MAX(rec_bytes, partial ? (size_t)(partial + MAP_RECS_MIN) * rec_size(chunk) : 0);
+}
+
 int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes, struct err *e)
 {
 	uint32_t heads = 1;
@@ -120,7 +131,7 @@ int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes, str
 		return err_set(e, -EFBIG, "a resource of this size needs chunks larger than %s",
 			       size_format(chunk, text));
 	}
-	m->rec_bytes = sizeof(struct map_rec) + 3 * m->words * sizeof(uint64_t);
+	m->rec_bytes = rec_size(chunk);
 	m->rec_count = (uint32_t)MAX(MIN(rec_bytes / m->rec_bytes, m->chunks),
 				     (uint64_t)MAP_RECS_MIN);
 	while (heads < m->rec_count)

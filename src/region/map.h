@@ -85,6 +85,8 @@ struct map {
 MUST_USE int map_init(struct map *m, uint64_t size, uint32_t chunk, size_t rec_bytes,
 		      struct err *e);
 void map_done(struct map *m);
+/* rec_bytes, or as many as `partial` chunks that are dirty in places need, and some more. */
+size_t map_recs_bytes(uint32_t chunk, size_t rec_bytes, uint64_t partial);
 
 /* Memory of the map: a page of bytes, an eighth of a page of todo and a sum for each group that was
  * ever used, and what is there from the start. */

@@ -10,7 +10,9 @@
  * absent page faults, too.
  *
  * Errors are -ENOMEM/-ENOSPC (no memory), -ESRCH (the mapping is gone). -EEXIST and -EAGAIN of the
- * kernel are dealt with below this interface.
+ * kernel are dealt with below this interface. A near store on a disk has two more: -EAGAIN of put()
+ * and write(): there is no room now, it is being made, and wake() tells when; -EBADMSG of read()
+ * and write(): what was kept of this clean chunk is not what it was, the region is to drop it.
  *
  * Threads: open() may be called from the fault thread while it holds the region's lock, fill() from
  * any thread; everything else comes from the region's loop thread.
@@ -23,9 +25,17 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/list.h"
 #include "base/range.h"
 
 struct near;
+
+/* One who waits until what was written is safe here. */
+struct near_sync {
+	struct link link;
+	uint64_t target; /* the near store's */
+	void (*done)(struct near_sync *sync, int err);
+};
 
 struct near_ops {
 	/* Makes absent pages present (and open, and wakes who waits for them) with this content. A
@@ -72,6 +82,29 @@ struct near_ops {
 	int (*fill)(struct near *near, uint64_t off, const void *src, size_t len, size_t *ret_done);
 	void (*unclaim)(struct near *near, struct range r);
 
+	/* ---- what survives its process only; NULL otherwise ---- */
+
+	/* Before anything else: what is there. Ranges of whole chunks that are clean; of pages that
+	 * are dirty, all others of their chunks being absent. */
+	void (*recover)(struct near *near,
+			void (*found)(void *arg, struct range pages, bool dirty), void *arg);
+
+	/* These whole chunks are what the far store has for good. What is not settled is found
+	 * dirty by recover() if it came by write(), and not found if it came by put(). */
+	void (*settled)(struct near *near, struct range r);
+
+	/* 0: what was written so far would survive a power cut; -EINPROGRESS: sync->done() will
+	 * tell, later. */
+	int (*sync)(struct near *near, struct near_sync *sync);
+
+	/* Room is wanted, and nothing can be dropped: true = some will be given back, wake() tells;
+	 * false = nothing of it would be worth it. */
+	bool (*tidy)(struct near *near);
+
+	/* Nothing more will be asked for but close(), once done() has been called, later:
+	 * everything is safe, as far as it can be, and no thread is at it. */
+	void (*stop)(struct near *near, void (*done)(void *arg), void *arg);
+
 	void (*close)(struct near *near);
 };
 
@@ -80,14 +113,21 @@ struct near {
 	bool mapped;
 	/* mapped: the program may write; otherwise nothing has ever to be collected */
 	bool writable;
+
+	/* of one that survives its process */
+	uint32_t chunk;	       /* what it is made for; 0 = any */
+	uint64_t partial;      /* chunks that recover() will find dirty in places, at most */
+	uint64_t extra_bytes;  /* what it takes besides the pages, now */
+	uint64_t extra_least;  /* what a budget must have for that */
+	uint64_t damaged_bytes; /* clean chunks that had to be dropped for -EBADMSG */
+	/* the region's: there may be room again */
+	void (*wake)(void *arg);
+	void *wake_arg;
 };
 
-/* A near store in a memfd that no program maps: for request front ends (file, block, network). */
+/* A near store in a memfd that no program maps: for request front ends (file, block, network).
+ * near_disk.h has one in a directory. */
 MUST_USE int near_memfd_open(struct near **ret, uint64_t size);
-
-/* The same in a file in this directory: room on its disk instead of memory. The file never has a
- * name, nothing of it survives. A full disk is -ENOSPC of put() and write(). Set-up code. */
-MUST_USE int near_dir_open(struct near **ret, const char *dir, uint64_t size, struct err *e);
 
 /* The memfd with its plain read, write and drop, shared by both kinds of near store. */
 int near_fd_read(int fd, uint64_t off, void *buf, size_t len);

@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Near stores that no program maps: sparse, given back page by page, in a memfd or in a file
- * without a name in a directory. Also the plain read, write and drop on a descriptor that every
- * near store in a memfd shares.
+ * The near store that no program maps, in a memfd: sparse, given back page by page. Also the plain
+ * read, write and drop on a descriptor that every near store in a memfd shares.
  *
- * The file has no name from the start: it is gone with the process, however that ends, and its room
- * with it. Its data stays in the kernel's page cache as long as there is memory, and goes to the
- * disk when there is not.
+ * Place: the near store of regions of request front ends; near_disk.c has the one on a disk.
  *
  * Invariant: what is absent is a hole and reads as zeros, unless something failed since (`torn`).
  *
@@ -14,17 +11,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/limits.h"
-#include "base/size.h"
 #include "region/near.h"
 
 struct near_fd {
@@ -152,66 +145,4 @@ int near_memfd_open(struct near **ret, uint64_t size)
 	if (fd < 0 || ftruncate(fd, (off_t)align_up(size, PAGE_BYTES)) < 0)
 		return -errno;
 	return near_fd_new(ret, TAKE_FD(fd));
-}
-
-/* ---- in a directory ---- */
-
-/* Not every file system has files without a name; there it loses its name at once. */
-static int dir_file(const char *dir)
-{
-	char path[PATH_MAX];
-	int fd = open(dir, O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC, 0600), len;
-
-	if (fd >= 0)
-		return fd;
-	if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)
-		return -errno;
-	len = snprintf(path, sizeof(path), "%s/.remora-near-XXXXXX", dir);
-	if (len < 0 || (size_t)len >= sizeof(path))
-		return -ENAMETOOLONG;
-	fd = mkostemp(path, O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (unlink(path) < 0) {
-		int err = -errno;
-
-		close(fd);
-		return err;
-	}
-	return fd;
-}
-
-/* Whether room is given back there, which a budget, and dropped pages that read as zeros, need. */
-static int dir_try(int fd, uint64_t size)
-{
-	char byte = 0;
-	int err;
-
-	if (ftruncate(fd, (off_t)align_up(size, PAGE_BYTES)) < 0)
-		return -errno;
-	if (!size)
-		return 0;
-	err = near_fd_write(fd, 0, &byte, 1);
-	return err ? err : near_fd_drop(fd, range_of(0, PAGE_BYTES));
-}
-
-int near_dir_open(struct near **ret, const char *dir, uint64_t size, struct err *e)
-{
-	AUTO_FD int fd = dir_file(dir);
-	char text[SIZE_TEXT_MAX];
-	int err;
-
-	if (fd < 0)
-		return err_sys(e, fd, "no file can be made in the directory \"%s\"", dir);
-	err = dir_try(fd, size);
-	if (err == -EOPNOTSUPP)
-		return err_set(e, err,
-			       "the file system of \"%s\" cannot give room back (no holes in files): "
-			       "use another directory, or memory",
-			       dir);
-	if (err)
-		return err_sys(e, err, "\"%s\" has no room for a file of %s", dir,
-			       size_format(size, text));
-	err = near_fd_new(ret, TAKE_FD(fd));
-	return err ? err_sys(e, err, "no memory for a near store") : 0;
 }

@@ -31,12 +31,14 @@
 
 uint64_t policy_used(const struct region *r)
 {
-	return r->map.held * r->chunk + r->fixed_bytes + map_memory(&r->map);
+	return r->map.held * r->chunk + r->fixed_bytes + map_memory(&r->map) +
+	       r->near->extra_bytes;
 }
 
 uint64_t policy_least(const struct region *r)
 {
-	return r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk;
+	return r->fixed_bytes + 8 * MAP_GROUP_MEMORY + (uint64_t)REGION_CHUNKS_MIN * r->chunk +
+	       r->near->extra_least;
 }
 
 /* With a second look at the chunk under the lock. */
@@ -74,6 +76,15 @@ out:
 	return true;
 }
 
+int policy_near_bad(struct region *r, uint64_t c)
+{
+	region_error(r, -EBADMSG, "what was kept of a chunk is damaged: it is pulled again");
+	if (!policy_drop(r, c))
+		return -EIO;
+	pull_background_again(r, c);
+	return 0;
+}
+
 /* The clock hand at a chunk that was used. */
 static void chunk_second_chance(struct region *r, uint64_t c)
 {
@@ -92,19 +103,22 @@ static void chunk_second_chance(struct region *r, uint64_t c)
 		push_written(r);
 }
 
-static bool room_enough(const struct region *r, uint64_t bytes)
+/* What may be used at most for `bytes` more to fit. */
+static uint64_t room_limit(const struct region *r, uint64_t bytes)
 {
 	/* what comes may touch two more groups of the map */
-	return policy_used(r) + bytes + 2 * MAP_GROUP_MEMORY <= r->opt.budget_bytes;
+	uint64_t need = bytes + 2 * MAP_GROUP_MEMORY;
+
+	return r->opt.budget_bytes > need ? r->opt.budget_bytes - need : 0;
 }
 
-static bool evict(struct region *r, uint64_t bytes)
+static bool evict(struct region *r, uint64_t limit)
 {
 	uint64_t steps = 2 * r->map.held + 2, c;
 
-	while (!room_enough(r, bytes) && r->map.droppable && (c = ahead_behind(r)) != NO_CHUNK)
+	while (policy_used(r) > limit && r->map.droppable && (c = ahead_behind(r)) != NO_CHUNK)
 		(void)policy_drop(r, c);
-	while (!room_enough(r, bytes)) {
+	while (policy_used(r) > limit) {
 		if (!r->map.droppable || !steps--)
 			return false;
 		c = map_next(&r->map, r->hand, MAP_HELD);
@@ -123,18 +137,20 @@ static bool evict(struct region *r, uint64_t bytes)
 	return true;
 }
 
-int policy_room(struct region *r, uint64_t bytes, enum room_for who)
+/* full: what is being pulled waits for room itself, and will not become something to drop. */
+static int room_make(struct region *r, uint64_t limit, enum room_for who, bool full)
 {
-	if (!r->opt.budget_bytes || room_enough(r, bytes))
+	bool pulling = r->map.pulling;
+
+	if (evict(r, limit))
 		return 0;
-	if (who == ROOM_BACKGROUND)
+	if (r->map.droppable || (pulling && !full) || who == ROOM_AHEAD)
 		return -EAGAIN;
-	if (evict(r, bytes))
-		return 0;
-	if (r->map.droppable || r->map.pulling || who == ROOM_AHEAD)
+	if (r->near->ops->tidy && r->near->ops->tidy(r->near))
 		return -EAGAIN;
-	if (!r->pushes)
-		return -ENOSPC; /* everything here is written, and stays */
+	if (!r->pushes || !r->map.unsafe)
+		/* everything here is written, and stays; or nothing is here */
+		return pulling ? -EAGAIN : -ENOSPC;
 	if (!r->pressure) {
 		r->pressure = true;
 		region_kick(r);
@@ -142,15 +158,31 @@ int policy_room(struct region *r, uint64_t bytes, enum room_for who)
 	return -EAGAIN;
 }
 
+int policy_room(struct region *r, uint64_t bytes, enum room_for who)
+{
+	uint64_t limit = room_limit(r, bytes);
+
+	if (!r->opt.budget_bytes || policy_used(r) <= limit)
+		return 0;
+	if (who == ROOM_BACKGROUND)
+		return -EAGAIN;
+	return room_make(r, limit, who, false);
+}
+
 /* What it holds now is what it can hold. It stays that way, should there be more room again: who
- * fills the disk beside us would only have to be found out anew. */
+ * fills the disk beside us would only have to be found out anew. Where a budget must be more than
+ * that, something goes all the same. */
 int policy_near_full(struct region *r, uint64_t bytes)
 {
 	uint64_t least = policy_least(r), used = policy_used(r), full = MAX(used, least);
+	uint64_t held = r->map.held;
+	int err;
 
 	if (!r->opt.budget_bytes || r->opt.budget_bytes > full)
 		r->opt.budget_bytes = full;
-	return policy_room(r, bytes, ROOM_DEMAND);
+	err = room_make(r, MIN(room_limit(r, bytes), used - MIN(used, bytes)), ROOM_DEMAND,
+			true);
+	return r->map.held < held ? 0 : err;
 }
 
 /* ---- patience ---- */

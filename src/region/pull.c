@@ -240,10 +240,11 @@ static int install(struct region *r, struct slot *slot)
 		next = c + 1;
 		if (map_state(m, c) == CHUNK_PARTIAL) {
 			err = install_partial(r, slot, c);
-		} else if (c == mark) {
+		} else if (c == mark && r->near->mapped) {
 			err = install_mark(r, slot, c, &left);
 		} else {
-			while (next < end && next != mark && map_state(m, next) == CHUNK_PULLING)
+			while (next < end && (next != mark || !r->near->mapped) &&
+			       map_state(m, next) == CHUNK_PULLING)
 				next++;
 			err = install_run(r, slot, c, next);
 		}
@@ -289,6 +290,22 @@ static void settle_chunk(struct region *r, uint64_t c, bool marked)
 		region_error(r, -EIO, "a page could not be opened");
 }
 
+void pull_settled(struct region *r, uint64_t first, uint64_t count)
+{
+	struct map *m = &r->map;
+	uint64_t end = first + count, next;
+
+	if (!r->near->ops->settled)
+		return;
+	for (uint64_t c = first; c < end; c = next + 1) {
+		for (next = c; next < end && map_state(m, next) == CHUNK_CLEAN &&
+			       !(map_byte(m, next) & CHUNK_UNFLUSHED);)
+			next++;
+		if (next > c)
+			r->near->ops->settled(r->near, map_page_range(m, c, next - c));
+	}
+}
+
 /* The data is in the near store. */
 void pull_settle(struct region *r, struct slot *slot)
 {
@@ -301,6 +318,7 @@ void pull_settle(struct region *r, struct slot *slot)
 	for (uint64_t c = first; c < first + count; c++)
 		settle_chunk(r, c, c == slot->mark);
 	region_unlock(r);
+	pull_settled(r, first, count);
 	r->pulled_bytes += range.len;
 	if (slot->why == PULL_BACKGROUND)
 		r->bg_tries = 0;

@@ -28,6 +28,9 @@
  * A failed WRITE makes its pages dirty again, is counted, and is the result of the next flush,
  * whatever happens until then.
  *
+ * A near store that survives its process is asked to make the snapshot safe (round_sync) before
+ * anything of it goes out, and is told what the far side has for good (flushed_settle).
+ *
  * Locking: the region's lock around changes of the map; loop thread.
  */
 #include <errno.h>
@@ -36,6 +39,7 @@
 #include "base/bitmap.h"
 #include "region/region_int.h"
 
+#define SYNC_GIVE_UP_NS (10 * NS_PER_S) /* of failures in a row: the near store's disk is broken */
 #define INSTANCE_MIXED UINT64_MAX /* store.c: parts of the WRITE went to different instances */
 
 static void push_done(struct req *req, int err);
@@ -54,7 +58,8 @@ static bool crowded(const struct region *r)
 	const struct map *m = &r->map;
 
 	return r->opt.budget_bytes && !r->opt.push_off &&
-	       (m->dirty + m->unflushed[0] + m->unflushed[1]) * r->chunk > r->opt.budget_bytes / 2;
+	       (m->dirty + m->unflushed[0] + m->unflushed[1]) * r->chunk + r->near->extra_bytes >
+		       r->opt.budget_bytes / 2;
 }
 
 /* Something became dirty: it will be pushed in time, without anybody asking. */
@@ -348,6 +353,45 @@ static void round_snapshot(struct region *r)
 		map_todo_set(m, c);
 }
 
+static void round_sync(struct region *r);
+
+static void round_synced(struct near_sync *sync, int err)
+{
+	struct round *round = CONTAINER_OF(sync, struct round, sync);
+	struct region *r = CONTAINER_OF(round, struct region, round);
+
+	round->syncing = false;
+	round->progress_ns = loop_now(r->loop);
+	if (!err)
+		round->sync_failed_ns = 0;
+	else if (!round->sync_failed_ns)
+		round->sync_failed_ns = loop_now(r->loop);
+	if (err && loop_now(r->loop) - round->sync_failed_ns < SYNC_GIVE_UP_NS) {
+		push_failed(r, err, "what was written could not be made safe on the disk here");
+	} else if (err && !r->aborting) {
+		/* It goes out all the same: there it is safer than here. */
+		region_error(r, err, "the disk here does not make safe what is written");
+		round->sync_err = err;
+	}
+	if (round->sync_more && !r->aborting)
+		round_sync(r);
+	region_kick(r);
+}
+
+/* Where the near store survives a power cut, what goes out is safe here first: else it would be
+ * clean, and old, after one, while the far side has what is new; or the record before the last
+ * would be pushed over it. */
+static void round_sync(struct region *r)
+{
+	struct round *round = &r->round;
+
+	round->sync_more = round->syncing;
+	if (!r->near->ops->sync || round->syncing)
+		return;
+	round->sync.done = round_synced;
+	round->syncing = r->near->ops->sync(r->near, &round->sync) == -EINPROGRESS;
+}
+
 static void todo_drop(struct region *r)
 {
 	struct map *m = &r->map;
@@ -403,6 +447,7 @@ static void round_take(struct region *r)
 	/* pages behind the cursor may be dirty since: from the chunk's start again */
 	round->visiting = false;
 	round_snapshot(r);
+	round_sync(r);
 }
 
 static void round_begin(struct region *r)
@@ -412,7 +457,7 @@ static void round_begin(struct region *r)
 	CHECK(!round->active && !round->flying && !r->map.todo_count);
 	round->active = true;
 	round->again = false;
-	round->err = 0;
+	round->err = round->sync_err = 0;
 	r->push_due = false;
 	round_take(r);
 }
@@ -430,9 +475,11 @@ static void round_end(struct region *r, int err)
 	struct round *round = &r->round;
 	bool asked = !list_empty(&round->waiting);
 
-	CHECK(round->active && !round->flying && !round->flushing);
+	CHECK(round->active && !round->flying && !round->flushing && !round->syncing);
 	todo_drop(r);
 	round->active = false;
+	if (!err)
+		err = round->sync_err;
 	if (asked) {
 		if (!err)
 			err = r->push_err;
@@ -460,7 +507,21 @@ static void round_again(struct region *r)
 		return;
 	}
 	round_snapshot(r);
+	round_sync(r);
 	region_kick(r);
+}
+
+/* What is clean, and unflushed in that epoch alone, is what the far side has for good. */
+static void flushed_settle(struct region *r, unsigned epoch)
+{
+	const struct map *m = &r->map;
+	uint8_t flag = epoch ? CHUNK_UNFLUSHED_B : CHUNK_UNFLUSHED_A;
+
+	if (!r->near->ops->settled)
+		return;
+	for (uint64_t c = 0; (c = map_next(m, c, MAP_UNFLUSHED)) < m->chunks; c++)
+		if (map_state(m, c) == CHUNK_CLEAN && (map_byte(m, c) & CHUNK_UNFLUSHED) == flag)
+			r->near->ops->settled(r->near, map_page_range(m, c, 1));
 }
 
 static void round_flushed(struct req *req, int err)
@@ -473,6 +534,7 @@ static void round_flushed(struct req *req, int err)
 	round->progress_ns = loop_now(r->loop);
 	if (!err) {
 		instance_seen(r, req->ret_instance);
+		flushed_settle(r, old);
 		region_lock(r);
 		map_flushed(&r->map, old); /* what was not forgotten */
 		region_unlock(r);
@@ -562,7 +624,7 @@ void push_run(struct region *r)
 	struct round *round = &r->round;
 
 	if (r->aborting) {
-		if (round->active && !round->flying && !round->flushing)
+		if (round->active && !round->flying && !round->flushing && !round->syncing)
 			round_end(r, -ESHUTDOWN);
 		return;
 	}
@@ -575,7 +637,7 @@ void push_run(struct region *r)
 	if (r->pressure && round->active && !r->push_stopped)
 		round->flush = true;
 	round_expire(r);
-	if (!round->active || round->flushing)
+	if (!round->active || round->flushing || round->syncing)
 		return;
 	if (round->err)
 		todo_drop(r);

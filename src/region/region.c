@@ -144,6 +144,25 @@ static void far_closed(void *arg)
 	store_closed(&r->store);
 }
 
+/* Whether the near store has ended what it does in the background; it is asked to, once. */
+static void near_stopped(void *arg)
+{
+	struct region *r = arg;
+
+	r->near_stopped = true;
+	region_kick(r);
+}
+
+static bool near_stop(struct region *r)
+{
+	if (!r->near->ops->stop || r->near_stopped)
+		return true;
+	if (!r->near_stopping)
+		r->near->ops->stop(r->near, near_stopped, r);
+	r->near_stopping = true;
+	return false;
+}
+
 /* Who may still hold a pointer to us: a slot's or a round's request (they end, far was aborted),
  * EXTENTS likewise, our posts (they run before this is asked again). */
 static void close_try(struct region *r)
@@ -154,7 +173,7 @@ static void close_try(struct region *r)
 	posted = r->posted;
 	region_unlock(r);
 	if (posted || r->kicked || r->round.active || r->extents_parent || !list_empty(&r->pulls) ||
-	    apart_busy(r) || r->slots.pushing)
+	    apart_busy(r) || r->slots.pushing || !near_stop(r))
 		return;
 	r->closing = false; /* once */
 	r->far->on_event = NULL;
@@ -282,11 +301,17 @@ static const struct store_ops region_ops = {
 
 /* ---- opening ---- */
 
+uint32_t region_chunk_default(const struct store_info *info)
+{
+	uint64_t len_max = 1ULL << log2_u64(info->len_max);
+
+	return (uint32_t)MAX(MIN(MIN(info->chunk, CHUNK_MAX), len_max), CHUNK_MIN);
+}
+
 static int open_options(struct region *r, const struct region_options *options, struct err *e)
 {
 	const struct store_info *info = &r->far->info;
 	struct region_options *o = &r->opt;
-	uint64_t len_max = 1ULL << log2_u64(info->len_max);
 	char text[SIZE_TEXT_MAX];
 
 	*o = *options;
@@ -302,7 +327,10 @@ static int open_options(struct region *r, const struct region_options *options, 
 			       "the far side wants requests aligned to %s, more than a page: put \"align|\" before it",
 			       size_format(info->align, text));
 	if (!o->chunk)
-		o->chunk = (uint32_t)MAX(MIN(MIN(info->chunk, CHUNK_MAX), len_max), CHUNK_MIN);
+		o->chunk = r->near->chunk ? r->near->chunk : region_chunk_default(info);
+	if (r->near->chunk && o->chunk != r->near->chunk)
+		return err_set(e, -EINVAL, "what is kept here was made for chunks of %s",
+			       size_format(r->near->chunk, text));
 	if (!is_pow2(o->chunk) || o->chunk < CHUNK_MIN || o->chunk > CHUNK_MAX)
 		return err_set(e, -EINVAL, "a chunk is a power of two from 4K to 16M");
 	if (o->chunk > info->len_max)
@@ -340,6 +368,7 @@ static int open_memory(struct region *r, struct err *e)
 	r->fixed_bytes = large * unit + small * REGION_SMALL;
 	if (o->readahead_bytes_max > 1)
 		r->ahead_max = (uint32_t)MAX(o->readahead_bytes_max / r->chunk, 1u);
+	recs = map_recs_bytes(r->chunk, recs, r->near->partial);
 	err = map_init(&r->map, r->far->info.size, r->chunk, recs, e);
 	if (err)
 		return err;
@@ -355,6 +384,50 @@ static int open_memory(struct region *r, struct err *e)
 	r->flow_in.window_max = r->flow_out.window_max = large * unit;
 	err = slots_init(r, &r->slots, (uint32_t)large, unit, (uint32_t)small);
 	return err ? err_sys(e, err, "no memory for transfer buffers") : 0;
+}
+
+/* ---- what the near store has from before ---- */
+
+static void restore(void *arg, struct range pages, bool dirty)
+{
+	struct region *r = arg;
+	struct map *m = &r->map;
+
+	for (uint64_t at = pages.off; at < range_end(pages);) {
+		uint64_t c = map_chunk_of(m, at), end;
+
+		end = MIN(range_end(map_page_range(m, c, 1)), range_end(pages));
+		if (dirty) {
+			map_write(m, c, (uint32_t)((at - (c << m->shift)) / PAGE_BYTES),
+				  (uint32_t)((end - at) / PAGE_BYTES));
+		} else {
+			map_pull_begin(m, c);
+			map_pull_end(m, c);
+		}
+		at = end;
+	}
+}
+
+static int open_restore(struct region *r, struct err *e)
+{
+	char text[SIZE_TEXT_MAX];
+
+	if (!r->near->ops->recover)
+		return 0;
+	if (r->opt.discard)
+		return err_set(e, -EINVAL, "a private copy cannot be kept over a restart");
+	r->near->ops->recover(r->near, restore, r);
+	if (r->map.dirty && !r->pushes)
+		return err_set(e, -EROFS,
+			       "what is kept here has %s that were written and not pushed yet, which "
+			       "takes the right to write: open it once without read-only",
+			       size_format(map_unsafe_bytes(&r->map), text));
+	return 0;
+}
+
+static void near_wake(void *arg)
+{
+	region_kick(arg);
 }
 
 static void open_lists(struct region *r)
@@ -392,6 +465,8 @@ int region_open(struct region **ret, struct loop *loop, struct store *far, struc
 	err = open_options(r, options, e);
 	if (!err)
 		err = open_memory(r, e);
+	if (!err)
+		err = open_restore(r, e);
 	if (!err && pull_background_begin(r))
 		err = err_sys(e, -ENOMEM, "no memory for the order of the pull");
 	if (err) {
@@ -415,6 +490,10 @@ int region_open(struct region **ret, struct loop *loop, struct store *far, struc
 	store_init(&r->store, &region_ops, loop, NULL);
 	far->on_event = far_event;
 	far->on_event_arg = r;
+	near->wake = near_wake;
+	near->wake_arg = r;
+	if (r->map.dirty)
+		push_written(r);
 	if (r->bg_active)
 		region_kick(r);
 	*ret = r;
@@ -517,6 +596,8 @@ void region_status(struct region *r, struct region_status *ret)
 		.misses = r->misses,
 		.trip_ns = r->flow_in.trip_ns,
 		.flushes = r->flushes,
+		.near_damaged_bytes = r->near->damaged_bytes,
+		.near_extra_bytes = r->near->extra_bytes,
 		.pull_errors = r->pull_errors,
 		.push_errors = r->push_errors,
 		.collect_ns = r->collect_ns,

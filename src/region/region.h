@@ -51,6 +51,9 @@ struct region_options {
 	struct region_hooks hooks;
 };
 
+/* What a region uses when its options do not say. */
+uint32_t region_chunk_default(const struct store_info *info);
+
 /* Takes ownership of `far` and `near` on success. Pull starts at once (pull_all), before any front
  * end is there. Set-up code. */
 MUST_USE int region_open(struct region **ret, struct loop *loop, struct store *far,
@@ -112,6 +115,8 @@ struct region_status {
 	/* what a power cut here and there would take now, as map_unsafe_bytes() tells it; what a
 	 * mapped program has written since the last look for writes is not in it */
 	uint64_t unsafe_bytes;
+	/* of a near store on a disk: clean, found to have changed, pulled again; its journal */
+	uint64_t near_damaged_bytes, near_extra_bytes;
 	/* reads and writes through region_store() that were answered at once; that had to wait */
 	uint64_t hits, misses;
 	uint64_t trip_ns; /* shortest round trip to the far store; 0 = not known yet */

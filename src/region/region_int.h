@@ -163,6 +163,11 @@ struct round {
 	bool flush;    /* ends with a flush of the far store */
 	bool flushing; /* which is under way */
 	bool again;    /* the far side restarted meanwhile */
+	/* what is in the snapshot is being made safe here, before it goes out; there is more */
+	bool syncing, sync_more;
+	int sync_err;
+	uint64_t sync_failed_ns; /* the first of several in a row; 0 = none */
+	struct near_sync sync;
 	uint64_t at;   /* chunk of the cursor */
 	uint32_t page; /* ... and its next page, while visiting */
 	uint64_t flying; /* WRITEs of this round under way */
@@ -199,6 +204,7 @@ struct region {
 	bool kicked;
 	struct timer timer;
 	bool aborting, aborted, closing;
+	bool near_stopping, near_stopped;
 	bool far_lost;
 
 	/* pull.c */
@@ -316,6 +322,9 @@ void pull_background_done(struct region *r);
  * made visible, and nothing was done. */
 MUST_USE int pull_stale(struct region *r, struct range range);
 
+/* What of these chunks is whole, clean and flushed is so for good. */
+void pull_settled(struct region *r, uint64_t first, uint64_t count);
+
 /* ---- fault.c ---- */
 
 void faults_init(struct region *r);
@@ -369,6 +378,8 @@ uint64_t policy_least(const struct region *r);
 /* The near store said -ENOSPC before the budget was used up: from now on what is used is the
  * budget, and room for `bytes` is made as policy_room() does. */
 int policy_near_full(struct region *r, uint64_t bytes);
+/* The near store said -EBADMSG of a clean chunk: 0 = dropped, and to be pulled again. */
+int policy_near_bad(struct region *r, uint64_t c);
 /* Shuts, looks, and drops the chunk if it is clean; true = dropped. */
 bool policy_drop(struct region *r, uint64_t c);
 

@@ -85,7 +85,7 @@ static int read_step(struct region *r, struct io *io, const struct part *p)
 				 io->req->data.base + (p->from - io->req->range.off),
 				 (size_t)(p->to - p->from));
 	if (err)
-		return err;
+		return err == -EBADMSG ? policy_near_bad(r, p->c) : err;
 	chunk_used(r, p->c);
 	io->at = p->to;
 	return 0;
@@ -147,12 +147,21 @@ static int near_write(struct region *r, struct io *io, const struct part *p)
 				   (size_t)(to - p->from));
 }
 
-/* The near store is full: something is dropped, and the step begins anew (what it looked at may be
- * what was dropped), or has to wait for pushes. */
-static int write_full(struct region *r, struct io *io)
+/* The near store did not take it. Where it is full something is dropped, and the step begins anew
+ * (what it looked at may be what was dropped), or has to wait for pushes. */
+static int write_refused(struct region *r, struct io *io, uint64_t c, int refused)
 {
-	int err = policy_near_full(r, r->chunk);
+	int err;
 
+	if (refused == -EBADMSG)
+		return policy_near_bad(r, c);
+	if (refused != -ENOSPC && refused != -EAGAIN)
+		return refused;
+	if (refused == -EAGAIN) { /* it makes room, and tells when it has */
+		io->err = -ENOSPC;
+		return -EBUSY;
+	}
+	err = policy_near_full(r, r->chunk);
 	io->err = -ENOSPC; /* should it wait in vain */
 	if (err == -EAGAIN)
 		return -EBUSY;
@@ -181,7 +190,7 @@ static int write_step(struct region *r, struct io *io, const struct part *p)
 	}
 	err = near_write(r, io, p);
 	if (err)
-		return err == -ENOSPC ? write_full(r, io) : err;
+		return write_refused(r, io, p->c, err);
 	io->full = 0;
 	region_lock(r);
 	map_write(m, p->c, p->page, p->count);

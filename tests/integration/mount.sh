@@ -122,15 +122,6 @@ case_direct_keeps_nothing_back() {
 	unmount_file m f
 }
 
-case_a_near_store_on_disk_leaves_no_file() {
-	random_file far 4M
-	mkdir near
-	mount_file m far f --near near
-	same f far
-	is "$(ls -A near)" ''
-	unmount_file m f
-}
-
 case_a_budget_holds_while_everything_is_read() {
 	random_file far 16M
 	serve s far

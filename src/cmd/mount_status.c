@@ -155,7 +155,7 @@ static void region_counted(struct mount *m, json_t *to)
 	put_int(to, "unsafe_bytes", st->unsafe_bytes);
 	put_int(to, "pulling_bytes", st->pulling_bytes);
 	put_int(to, "pushing_bytes", st->pushing_bytes);
-	put_int(to, "budget_bytes", st->budget_bytes);
+	put_int(to, "budget_bytes", m->budget);
 	put_int(to, "inflight_bytes", st->inflight_bytes_max);
 	put_int(to, "pulled_bytes", st->pulled_bytes);
 	put_int(to, "pushed_bytes", st->pushed_bytes);

@@ -5,11 +5,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -512,6 +516,166 @@ static void the_journal_is_written_anew_when_most_of_it_is_obsolete(void **state
 	close_near(p);
 }
 
+/* ---- killed ---- */
+
+#define KILL_PAGES 5u
+#define KILL_WRITES 120u
+
+struct shared { /* with the process that is killed */
+	unsigned begun, done;
+};
+
+static unsigned kill_at;
+static atomic_uint calls; /* also of threads of the pool */
+static struct near_disk_io under;
+
+static void count_call(void)
+{
+	if (++calls == kill_at)
+		kill(getpid(), SIGKILL);
+}
+
+static int killing_write(void *arg, int fd, const struct iovec *iov, int count, uint64_t off)
+{
+	struct iovec first = iov[count - 1];
+
+	if (calls + 1 == kill_at && first.iov_len > 100) {
+		/* within it */
+		first.iov_len = 100;
+		(void)!under.write(arg, fd, &first, 1, off);
+	}
+	count_call();
+	return under.write(arg, fd, iov, count, off);
+}
+
+static int killing_sync(void *arg, int fd)
+{
+	count_call();
+	return under.sync(arg, fd);
+}
+
+static int killing_truncate(void *arg, int fd, uint64_t size)
+{
+	count_call();
+	return under.truncate(arg, fd, size);
+}
+
+static int killing_punch(void *arg, int fd, uint64_t off, uint64_t len)
+{
+	count_call();
+	return under.punch(arg, fd, off, len);
+}
+
+static int killing_rename(void *arg, const char *from, const char *to)
+{
+	int err;
+
+	count_call();
+	err = under.rename(arg, from, to);
+	count_call();
+	return err;
+}
+
+static int killing_open(void *arg, const char *name, enum near_disk_open how)
+{
+	count_call();
+	return under.open(arg, name, how);
+}
+
+static void short_run(struct place *p, struct shared *s)
+{
+	const struct loop_options lo = { .engine = LOOP_EPOLL };
+	struct near_disk_io io;
+	struct err e;
+
+	assert_int_equal(near_disk_dir(&under, p->path, &e), 0);
+	io = under;
+	io.write = killing_write;
+	io.sync = killing_sync;
+	io.truncate = killing_truncate;
+	io.punch = killing_punch;
+	io.rename = killing_rename;
+	io.open = killing_open;
+	p->options.io = &io;
+	assert_int_equal(loop_open(&p->loop, &lo, &e), 0);
+	open_near(p);
+	put(p, 8 * CHUNK, 'z', 2 * CHUNK);
+	settle(p, 8 * CHUNK, 2 * CHUNK);
+	for (unsigned i = 0; i < KILL_WRITES; i++) {
+		s->begun = i + 1;
+		write_at(p, i % KILL_PAGES * PAGE_BYTES, (char)('A' + i % 50), PAGE_BYTES);
+		s->done = i + 1;
+		if (i % 16 == 0)
+			make_safe(p);
+		if (i == 60)
+			assert_int_equal(p->near->ops->drop(p->near, range_of(9 * CHUNK, CHUNK)),
+					 0);
+	}
+	close_near(p);
+}
+
+static bool page_is_that_of(struct place *p, unsigned page, unsigned writes)
+{
+	unsigned i = writes; /* the last one of this page among the first ones */
+	char got[PAGE_BYTES], want[PAGE_BYTES];
+
+	while (i && (i - 1) % KILL_PAGES != page)
+		i--;
+	memset(want, i ? 'A' + (int)(i - 1) % 50 : 0, sizeof(want));
+	if (!i) /* never written: then it is absent */
+		return true;
+	assert_int_equal(p->near->ops->read(p->near, page * PAGE_BYTES, got, sizeof(got)), 0);
+	return !memcmp(got, want, sizeof(got));
+}
+
+static void after_the_kill(struct place *p, const struct shared *s)
+{
+	char c;
+
+	p->options.io = NULL;
+	open_near(p);
+	for (unsigned i = 0; i < KILL_PAGES; i++)
+		assert_true(page_is_that_of(p, i, s->done) || page_is_that_of(p, i, s->begun));
+	assert_true(p->dirty >= MIN(s->done, KILL_PAGES) * PAGE_BYTES);
+	if (p->clean) { /* whatever is said to be clean is */
+		int err = read_at(p, 8 * CHUNK, &c);
+
+		assert_true(err || c == 'z');
+	}
+	close_near(p);
+}
+
+static void a_process_killed_at_any_call_loses_nothing_that_was_written(void **state)
+{
+	struct place *p = *state;
+	struct shared *s = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct near_disk_look look;
+	int status = 0;
+	struct err e;
+
+	assert_true(s != MAP_FAILED);
+	p->options.budget_bytes = 1 * MIB; /* the journal is written anew, too */
+	for (kill_at = 1; !WIFEXITED(status) || kill_at == 1; kill_at++) {
+		pid_t pid;
+
+		*s = (struct shared){ 0 };
+		pid = fork();
+		assert_true(pid >= 0);
+		if (!pid) {
+			short_run(p, s);
+			_exit(0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFEXITED(status) ? !WEXITSTATUS(status) :
+						WTERMSIG(status) == SIGKILL);
+		after_the_kill(p, s);
+		assert_int_equal(near_disk_remove(&look, p->path, true, &e), 0);
+	}
+	assert_true(kill_at > 200);
+	munmap(s, PAGE_BYTES);
+}
+
 /* ---- for people ---- */
 
 static void a_look_compares_and_a_removal_minds_what_is_dirty(void **state)
@@ -564,6 +728,7 @@ int main(void)
 		TEST(a_file_of_somebody_else_is_left_alone),
 		TEST(a_damaged_meta_is_told),
 		TEST(the_journal_is_written_anew_when_most_of_it_is_obsolete),
+		TEST(a_process_killed_at_any_call_loses_nothing_that_was_written),
 		TEST(a_look_compares_and_a_removal_minds_what_is_dirty),
 	};
 

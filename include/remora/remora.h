@@ -126,6 +126,10 @@ struct remora_options {
 	/* How the memory comes to be: "userfaultfd"; "file", a mapping of a FUSE file that the
 	 * library serves; "auto" or NULL = userfaultfd, and a file where that is refused. */
 	const char *engine;
+	/* A directory in which what is local survives the program: the next one that opens the same
+	 * resource with it pushes what was not pushed, and pulls nothing again. One at a time. The
+	 * engine is "file". NULL = memory. */
+	const char *near;
 };
 
 /* ---- memory ---- */

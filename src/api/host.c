@@ -83,6 +83,9 @@ static int options_check(const struct remora_options *o, struct err *e)
 		return err_set(e, -EINVAL,
 			       "options: engine is \"%s\"; \"userfaultfd\", \"file\", \"auto\" or NULL is "
 			       "meant", o->engine);
+	if (o->near && (o->private_copy || (o->engine && !strcmp(o->engine, "userfaultfd"))))
+		return err_set(e, -EINVAL,
+			       "options: near is for the engine \"file\", and not for a private copy");
 	if (o->callbacks && (!o->callbacks->read || !o->callbacks->size))
 		return err_set(e, -EINVAL, "options: callbacks need read and size at least");
 	return 0;

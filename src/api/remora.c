@@ -26,6 +26,7 @@
 #include "base/cleanup.h"
 #include "config.h"
 #include "front/memory.h"
+#include "region/near_disk.h"
 #include "region/region.h"
 
 struct pull {
@@ -187,7 +188,29 @@ static bool is_refusal(int err)
 	return err == -EPERM || err == -EACCES || err == -ENOSYS || err == -EOPNOTSUPP;
 }
 
-static int near_open(struct remora *r, const struct store *far, struct err *e)
+static int near_on_disk(struct remora *r, const struct store *far, const char *spec,
+			struct err *e)
+{
+	const struct remora_options *o = &r->host.options;
+	const struct near_disk_options options = {
+		.dir = o->near,
+		.size = far->info.size,
+		.chunk = o->chunk ? o->chunk : region_chunk_default(&far->info),
+		.identity = far->info.identity,
+		.spec = spec,
+		.holder = "remora_open",
+		.budget_bytes = o->budget,
+		.sync_interval_ns = o->push_interval_ms * NS_PER_MS,
+	};
+	int err = near_disk_open(&r->near, r->host.loop, &options, e);
+
+	if (!err && o->chunk && o->chunk != r->near->chunk)
+		log_warn(&r->host.env.log, "%s was made with chunks of %u bytes, and keeps them",
+			 o->near, r->near->chunk);
+	return err;
+}
+
+static int near_open(struct remora *r, const struct store *far, const char *spec, struct err *e)
 {
 	const struct remora_options *o = &r->host.options;
 	struct memory_options mo = { .env = &r->host.env,
@@ -200,7 +223,9 @@ static int near_open(struct remora *r, const struct store *far, struct err *e)
 		return err_set(
 			e, -EROFS,
 			"the resource cannot be written: open it with read_only, or with private_copy");
-	r->as_file = o->engine && !strcmp(o->engine, "file");
+	r->as_file = o->near || (o->engine && !strcmp(o->engine, "file"));
+	if (o->near)
+		return near_on_disk(r, far, spec, e);
 	if (!r->as_file) {
 		int err = memory_open(&r->near, &mo, e);
 
@@ -253,7 +278,9 @@ static int setup(struct host *host, const char *spec, struct err *e)
 	if (err)
 		return err;
 	r->size = far->info.size;
-	err = near_open(r, far, e);
+	err = near_open(r, far, spec, e);
+	if (!err && r->near->chunk)
+		ro.chunk = r->near->chunk;
 	if (r->as_file)
 		ro.budget_bytes = file_budget_left(ro.budget_bytes);
 	if (!err)

@@ -401,6 +401,40 @@ static void test_without_the_right_to_userfaultfd_it_is_a_file(void **state)
 	assert_true(WIFEXITED(status));
 }
 
+static void test_what_is_local_survives_in_a_directory(void **state)
+{
+	static const char *const names[] = { "meta", "data", "journal", "lock" };
+	char dir[] = "/tmp/remora-api-near-XXXXXX", path[64];
+	struct remora_error e;
+	unsigned long long before;
+	struct remora *r;
+	struct far far;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	far_init(&far, 3 * MIB + 5, true);
+	far.options.near = dir;
+	r = far_open(&far);
+	assert_computed(r, 0, far.size);
+	poke(r, MIB + 7, 0xbb);
+	assert_int_equal(remora_close(r), 0);
+	assert_int_equal(far.data[MIB + 7], 0xbb);
+	before = far.read_bytes;
+	r = far_open(&far);
+	assert_int_equal(((volatile uint8_t *)remora_data(r))[MIB + 7], 0xbb);
+	assert_computed(r, 0, MIB);
+	assert_int_equal(far.read_bytes, before);
+	assert_int_equal(remora_close(r), 0);
+	far.options.private_copy = 1;
+	assert_int_equal(remora_open(&r, "callbacks:", &far.options, &e), -EINVAL);
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
+		unlink(path);
+	}
+	assert_int_equal(rmdir(dir), 0);
+	far_done(&far);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -423,6 +457,7 @@ int main(void)
 		cmocka_unit_test(test_a_failed_push_fails_the_flush_and_the_next_one_tries_again),
 		cmocka_unit_test(test_a_child_does_not_inherit_the_memory),
 		cmocka_unit_test(test_several_handles_in_one_process),
+		cmocka_unit_test(test_what_is_local_survives_in_a_directory),
 	};
 
 	if (geteuid() != 0 || access("/dev/fuse", R_OK | W_OK)) {

@@ -581,13 +581,15 @@ struct order {
 	unsigned renames, removed;
 };
 
-static void child_text(const struct order *o, uint64_t at, char *buf32)
-{
-	struct iovec to = { buf32, 31 }, from = { (void *)(uintptr_t)at, 31 };
+#define PATH_ROOM 512u /* the directory's own may be long */
 
-	memset(buf32, 0, 32);
+static void child_text(const struct order *o, uint64_t at, char *text)
+{
+	struct iovec to = { text, PATH_ROOM - 1 }, from = { (void *)(uintptr_t)at, PATH_ROOM - 1 };
+
+	memset(text, 0, PATH_ROOM);
 	if (process_vm_readv(o->pid, &to, 1, &from, 1, 0) < 0)
-		buf32[0] = '\0';
+		text[0] = '\0';
 }
 
 static void path_synced(struct order *o, const char *path, bool unsynced)
@@ -600,7 +602,7 @@ static void path_synced(struct order *o, const char *path, bool unsynced)
 /* True: it changes files. */
 static bool order_call(struct order *o, const struct __ptrace_syscall_info *info)
 {
-	char path[32], to[32];
+	char path[PATH_ROOM], to[PATH_ROOM];
 	uint64_t fd = info->entry.args[0] & 255;
 
 	switch (info->entry.nr) {
@@ -621,7 +623,7 @@ static bool order_call(struct order *o, const struct __ptrace_syscall_info *info
 		for (unsigned i = 0; i < 256; i++)
 			if (!strcmp(o->path[i], path)) {
 				assert_false(o->unsynced[i]);
-				memcpy(o->path[i], to, sizeof(to));
+				snprintf(o->path[i], sizeof(o->path[i]), "%.31s", to);
 			}
 		if (!strcmp(to, "index") || !strcmp(to, "meta")) {
 			assert_false(o->names);
@@ -655,7 +657,7 @@ static void order_opened(struct order *o, const char *path, int64_t fd)
 
 	if (fd < 0 || fd > 255)
 		return;
-	snprintf(o->path[fd], sizeof(o->path[fd]), "%s", dir ? "dir" : path);
+	snprintf(o->path[fd], sizeof(o->path[fd]), "%.31s", dir ? "dir" : path);
 	o->unsynced[fd] = false;
 	for (unsigned i = 0; i < 256; i++)
 		if (i != (unsigned)fd && !strcmp(o->path[i], o->path[fd]))
@@ -666,7 +668,7 @@ static void order_opened(struct order *o, const char *path, int64_t fd)
 static bool run_until(struct shared *s, const char *dir, uint64_t seed, unsigned n, struct order *o)
 {
 	struct __ptrace_syscall_info info;
-	char path[32] = "";
+	char path[PATH_ROOM] = "";
 	int status;
 	pid_t pid;
 

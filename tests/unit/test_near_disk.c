@@ -200,7 +200,7 @@ static off_t file_find(struct place *p, const char *name, const void *what, size
 
 static void file_flip(struct place *p, const char *name, off_t at)
 {
-	char path[128], c;
+	char path[128], c = 0;
 	int fd;
 
 	path_of(p, name, path, sizeof(path));
@@ -386,7 +386,7 @@ static void a_torn_end_is_as_if_never_written(void **state)
 {
 	struct place *p = *state;
 	struct stat st;
-	char path[128], c;
+	char path[128], c = 0;
 
 	open_near(p);
 	write_at(p, 0, 'a', PAGE_BYTES);

@@ -77,10 +77,10 @@ static int record_at(struct nd_scan *s, uint64_t off, struct nd_record *rec,
 	if (!nd_record_get(rec, at) || rec->stamp != s->stamp || rec->seq != s->seq ||
 	    !nd_record_sane(rec, s->ix->pages, s->ix->shift))
 		return 0;
-	*ret = FOUND_BAD_DATA;
-	err = get(s, off, ND_RECORD + rec->payload_len, &at);
-	if (err)
+	err = get(s, off, (size_t)nd_record_room(rec), &at);
+	if (err) /* -ENODATA: the file ends within it */
 		return err == -ENODATA ? 0 : err;
+	*ret = FOUND_BAD_DATA;
 	*payload = at + ND_RECORD;
 	if (rec->payload_hash == (rec->payload_len ? nd_hash(*payload, rec->payload_len) : 0))
 		*ret = FOUND_GOOD;

@@ -40,6 +40,7 @@
 #include "back/directory_int.h"
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/fd.h"
 
 #define META_LEN_MAX 256u
 #define OPEN_FLAGS (O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
@@ -53,38 +54,6 @@ static_assert(sizeof(struct index_header) == DIR_INDEX_HEADER, "as it is written
 
 /* ---- files ---- */
 
-static int read_all(int fd, void *buf, size_t len, uint64_t off)
-{
-	size_t at = 0;
-
-	while (at < len) {
-		ssize_t n = pread(fd, (uint8_t *)buf + at, len - at, (off_t)(off + at));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -ENODATA;
-		at += (size_t)n;
-	}
-	return 0;
-}
-
-static int write_all(int fd, const void *buf, size_t len, uint64_t off)
-{
-	size_t at = 0;
-
-	while (at < len) {
-		ssize_t n = pwrite(fd, (const uint8_t *)buf + at, len - at, (off_t)(off + at));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		at += (size_t)n;
-	}
-	return 0;
-}
-
 /* The file has this content, durably, or the one that it had before. */
 static int file_replace(int dir, const char *name, const void *data, size_t len)
 {
@@ -96,7 +65,7 @@ static int file_replace(int dir, const char *name, const void *data, size_t len)
 	fd = openat(dir, fresh, OPEN_FLAGS | O_WRONLY | O_CREAT | O_TRUNC, 0666);
 	if (fd < 0)
 		return -errno;
-	r = write_all(fd, data, len, 0);
+	r = fd_write_at(fd, data, len, 0);
 	if (!r && (fsync(fd) || renameat(dir, fresh, dir, name) || fsync(dir)))
 		r = -errno;
 	return r;
@@ -167,7 +136,7 @@ int dir_read_call(struct work *work)
 
 	if (fd < 0)
 		return fd;
-	r = read_all(fd, o->data, o->len, o->at);
+	r = fd_read_at(fd, o->data, o->len, o->at);
 	if (r)
 		r = chunk_error(o, o->dirty, r == -ENODATA ? -EIO : r, NULL);
 	o->fd = fd;
@@ -194,7 +163,7 @@ static int chunk_base(struct dir_op *o)
 		fd = chunk_open(o, false, &opened);
 		if (fd < 0)
 			return fd;
-		r = read_all(fd, o->buf, len, 0);
+		r = fd_read_at(fd, o->buf, len, 0);
 		if (opened >= 0)
 			close(opened);
 		if (r)
@@ -224,7 +193,7 @@ static int changes_make(struct dir_op *o)
 	fd = openat(o->d->fd, name, OPEN_FLAGS | O_RDWR | O_CREAT | O_TRUNC, 0666);
 	if (fd < 0)
 		return chunk_error(o, true, -errno, NULL);
-	r = write_all(fd, bytes, dir_chunk_len(o->d, o->chunk), 0);
+	r = fd_write_at(fd, bytes, dir_chunk_len(o->d, o->chunk), 0);
 	if (r) {
 		chunk_error(o, true, r, NULL);
 		unlinkat(o->d->fd, name, 0);
@@ -245,7 +214,7 @@ int dir_write_call(struct work *work)
 	fd = chunk_open(o, true, &opened);
 	if (fd < 0)
 		return fd;
-	r = write_all(fd, op_bytes(o), o->len, o->at);
+	r = fd_write_at(fd, op_bytes(o), o->len, o->at);
 	o->fd = fd;
 	return r ? chunk_error(o, true, r, NULL) : 0;
 }
@@ -271,9 +240,9 @@ int dir_zero_call(struct work *work)
 static int chunk_rewrite(struct dir_op *o, int fd)
 {
 	uint32_t len = dir_chunk_len(o->d, o->chunk);
-	int r = read_all(fd, o->buf, len, 0);
+	int r = fd_read_at(fd, o->buf, len, 0);
 
-	return r ? r : write_all(fd, o->buf, len, 0);
+	return r ? r : fd_write_at(fd, o->buf, len, 0);
 }
 
 int dir_commit_call(struct work *work)
@@ -392,7 +361,7 @@ static int index_load(struct dir_opening *w)
 	if (fd < 0 || fstat(fd, &st))
 		return err_sys(w->e, -errno, "%s/index", d->path);
 	if (st.st_size >= 0 && (uint64_t)st.st_size == d->index_len)
-		r = read_all(fd, d->index, d->index_len, 0);
+		r = fd_read_at(fd, d->index, d->index_len, 0);
 	if (!r)
 		r = dir_index_check(d->index, d->index_len, d->store.info.size, d->chunk);
 	if (r == -EBADMSG || r == -ESTALE)

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fd.h"
 #include "base/limits.h"
 #include "region/near.h"
 
@@ -28,36 +29,17 @@ struct near_fd {
 
 int near_fd_read(int fd, uint64_t off, void *buf, size_t len)
 {
-	for (size_t at = 0; at < len;) {
-		ssize_t n = pread(fd, (char *)buf + at, len - at, (off_t)(off + at));
+	int err = fd_read_at(fd, buf, len, off);
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		at += (size_t)n;
-	}
-	return 0;
+	return err == -ENODATA ? -EIO : err;
 }
 
 /* A quota or a limit of the file's length is a lack of room like any other. */
-static int write_error(int err)
-{
-	return err == EDQUOT || err == EFBIG ? -ENOSPC : -err;
-}
-
 int near_fd_write(int fd, uint64_t off, const void *src, size_t len)
 {
-	for (size_t at = 0; at < len;) {
-		ssize_t n = pwrite(fd, (const char *)src + at, len - at, (off_t)(off + at));
+	int err = fd_write_at(fd, src, len, off);
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? write_error(errno) : -ENOSPC;
-		at += (size_t)n;
-	}
-	return 0;
+	return err == -EDQUOT || err == -EFBIG ? -ENOSPC : err;
 }
 
 int near_fd_drop(int fd, struct range r)

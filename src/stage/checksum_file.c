@@ -34,6 +34,7 @@
 
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/fd.h"
 #include "stage/checksum_int.h"
 
 #define PAGE CHECKSUM_PAGE
@@ -158,20 +159,6 @@ void sums_intent_set(struct sums *s, uint64_t chunk, bool on)
 
 /* ---- writing ---- */
 
-static int write_all(int fd, const uint8_t *buf, size_t len, uint64_t off)
-{
-	for (size_t at = 0; at < len;) {
-		ssize_t n = pwrite(fd, buf + at, len - at, (off_t)(off + at));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		at += (size_t)n;
-	}
-	return 0;
-}
-
 /* On the pool. */
 static int write_call(struct work *work)
 {
@@ -180,7 +167,7 @@ static int write_call(struct work *work)
 	int r = 0;
 
 	for (size_t i = 0; i < w->count && !r; i++)
-		r = write_all(s->fd, w->buf + i * PAGE, PAGE, w->page[i] * PAGE);
+		r = fd_write_at(s->fd, w->buf + i * PAGE, PAGE, w->page[i] * PAGE);
 	if (!r && w->sync && fdatasync(s->fd))
 		r = -errno;
 	return r;
@@ -332,7 +319,7 @@ static int file_make(struct sums *s, const struct sums_format *want, struct err 
 	if (!r && fsync(s->fd))
 		r = -errno;
 	if (!r)
-		r = write_all(s->fd, s->image, PAGE, 0);
+		r = fd_write_at(s->fd, s->image, PAGE, 0);
 	if (!r && copy)
 		dir = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (!r && (fsync(s->fd) || dir < 0 || fsync(dir)))
@@ -388,14 +375,10 @@ static int file_load(struct sums *s, const struct sums_format *want, struct err 
 	r = format_check(s, want, e);
 	if (!r)
 		r = image_make(s, e);
-	for (uint64_t at = 0; !r && at < s->format.file_len; at += (uint64_t)n) {
-		n = pread(s->fd, s->image + at, s->format.file_len - at, (off_t)at);
-		if (n < 0 && errno == EINTR)
-			n = 0;
-		else if (n <= 0)
-			r = err_sys(e, n ? -errno : -EIO, "checksum: %s", s->path);
-	}
-	return r;
+	if (r)
+		return r;
+	r = fd_read_at(s->fd, s->image, s->format.file_len, 0);
+	return r ? err_sys(e, r, "checksum: %s", s->path) : 0;
 }
 
 int sums_open(struct sums *s, const char *path, const struct sums_format *want, bool create,

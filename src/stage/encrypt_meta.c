@@ -41,6 +41,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fd.h"
 
 #define META_VERSION 1u
 #define META_MAC_AT (META_PAGE - 32)
@@ -81,38 +82,6 @@ static uint64_t get64(const uint8_t *at)
 
 	memcpy(&v, at, sizeof(v));
 	return le64toh(v);
-}
-
-static int all_pread(int fd, uint8_t *buf, size_t len, uint64_t off)
-{
-	while (len) {
-		ssize_t n = pread(fd, buf, len, (off_t)off);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO; /* shorter than it was made */
-		buf += n;
-		len -= (size_t)n;
-		off += (uint64_t)n;
-	}
-	return 0;
-}
-
-static int all_pwrite(int fd, const uint8_t *buf, size_t len, uint64_t off)
-{
-	while (len) {
-		ssize_t n = pwrite(fd, buf, len, (off_t)off);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		buf += n;
-		len -= (size_t)n;
-		off += (uint64_t)n;
-	}
-	return 0;
 }
 
 /* ---- codes ---- */
@@ -213,7 +182,7 @@ int encrypt_meta_save(struct encrypt_meta *m)
 		head_encode(&head, page);
 		r = head_code(m, page, page + META_MAC_AT);
 		if (!r)
-			r = all_pwrite(m->fd, page, META_PAGE, head.generation % 2 * META_PAGE);
+			r = fd_write_at(m->fd, page, META_PAGE, head.generation % 2 * META_PAGE);
 		if (!r && fdatasync(m->fd))
 			r = -errno;
 		if (!r) {
@@ -336,9 +305,11 @@ int encrypt_meta_read(struct encrypt_meta *m, EVP_MAC_CTX *mac, uint64_t chunk,
 {
 	static const uint8_t none[META_SLOT_LEN];
 	uint8_t raw[META_SLOTS * META_SLOT_LEN], text[SLOT_SIGNED_LEN], code[32];
-	int r = all_pread(m->fd, raw, sizeof(raw), slots_at(chunk));
+	int r = fd_read_at(m->fd, raw, sizeof(raw), slots_at(chunk));
 
 	*ret_bad = false;
+	if (r == -ENODATA) /* shorter than it was made */
+		r = -EIO;
 	for (unsigned i = 0; i < META_SLOTS && !r; i++) {
 		const uint8_t *at = raw + i * META_SLOT_LEN;
 
@@ -370,7 +341,7 @@ int encrypt_meta_write(struct encrypt_meta *m, EVP_MAC_CTX *mac, uint64_t chunk,
 		return r;
 	memcpy(raw, text + 8, SLOT_SIGNED_LEN - 8);
 	memcpy(raw + 48, code, META_CODE_LEN);
-	return all_pwrite(m->fd, raw, sizeof(raw), slots_at(chunk) + at * META_SLOT_LEN);
+	return fd_write_at(m->fd, raw, sizeof(raw), slots_at(chunk) + at * META_SLOT_LEN);
 }
 
 /* ---- opening ---- */
@@ -441,7 +412,7 @@ static int meta_load(struct encrypt_meta *m, const struct meta_head *want,
 	bool found = false;
 
 	for (uint64_t i = 0; i < 2; i++) {
-		if (all_pread(m->fd, page, META_PAGE, i * META_PAGE) ||
+		if (fd_read_at(m->fd, page, META_PAGE, i * META_PAGE) ||
 		    memcmp(page, magic, sizeof(magic)))
 			continue;
 		if (get32(page + 8) != META_VERSION)

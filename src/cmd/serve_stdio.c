@@ -46,17 +46,18 @@ static bool again(int fd, short events)
 	return true;
 }
 
-/* Until one of them is at its end. */
+/* Until one of them is at its end; the process may end before, and owes nobody memory then. */
 static void *pump_run(void *arg)
 {
-	struct pump *p = arg;
-	char *buf = malloc(PUMP_LEN);
+	struct pump pump = *(const struct pump *)arg, *p = &pump;
+	char buf[PUMP_LEN];
 	ssize_t n = 1;
 
-	while (buf && n > 0) {
+	free(arg);
+	while (n > 0) {
 		ssize_t done = 0;
 
-		n = read(p->from, buf, PUMP_LEN);
+		n = read(p->from, buf, sizeof(buf));
 		if (n < 0 && again(p->from, POLLIN)) {
 			n = 1;
 			continue;
@@ -72,8 +73,6 @@ static void *pump_run(void *arg)
 	}
 	(void)shutdown(p->to, SHUT_WR); /* a pipe is closed below */
 	close(p->to);
-	free(buf);
-	free(p);
 	return NULL;
 }
 

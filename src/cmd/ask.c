@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/range.h"
+#include "base/size.h"
 #include "cmd/ask.h"
 #include "cmd/status.h"
 
@@ -64,9 +65,24 @@ int ask_run(struct ask *ask, const char *verb, json_t *args, json_t **ret, struc
 	return r;
 }
 
+int ask_range_parse(const char *text, struct range *range, const struct range **ret)
+{
+	struct err e;
+
+	*ret = NULL;
+	if (!text || !strcmp(text, "all"))
+		return -1;
+	if (range_parse(text, range, &e))
+		return say_usage("%s", e.text);
+	*ret = range;
+	return -1;
+}
+
 json_t *ask_range(json_t *args, const struct range *range)
 {
-	json_object_set_new(args, "off", json_integer((json_int_t)range->off));
-	json_object_set_new(args, "len", json_integer((json_int_t)range->len));
+	if (range && args) {
+		json_object_set_new(args, "off", json_integer((json_int_t)range->off));
+		json_object_set_new(args, "len", json_integer((json_int_t)range->len));
+	}
 	return args;
 }

@@ -21,8 +21,11 @@ void ask_close(struct ask *ask);
 /* control_ask(), with a progress line on a terminal. -EINTR: a signal. */
 MUST_USE int ask_run(struct ask *ask, const char *verb, json_t *args, json_t **ret, struct err *e);
 
-/* Members "off" and "len". */
+/* An argument RANGE (NULL: it was not given): -1, and *ret is `range`, or NULL for everything; else
+ * the code to exit with, after a message. */
 struct range;
+MUST_USE int ask_range_parse(const char *text, struct range *range, const struct range **ret);
+/* Members "off" and "len", where it is not everything. Returns args, which may be NULL. */
 json_t *ask_range(json_t *args, const struct range *range);
 
 #endif

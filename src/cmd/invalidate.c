@@ -9,24 +9,19 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <string.h>
 
-#include "base/size.h"
+#include "base/range.h"
 #include "cmd/ask.h"
 
 static int invalidate_run(struct ask *ask, const char *target, const struct range *range, bool json)
 {
-	json_t *args = json_object(), *answer = NULL;
+	json_t *answer = NULL;
 	struct err e = { 0 };
 	int r = ask_open(ask, target, "invalidated", &e);
 
-	if (range && args)
-		ask_range(args, range);
-	if (r) {
-		json_decref(args);
+	if (r)
 		return say_failed(&e, NULL);
-	}
-	r = ask_run(ask, "invalidate", args, &answer, &e);
+	r = ask_run(ask, "invalidate", ask_range(json_object(), range), &answer, &e);
 	if (!r && json)
 		out_json(json_incref(answer));
 	json_decref(answer);
@@ -58,14 +53,13 @@ int cmd_invalidate(int argc, char **argv)
 	struct common common;
 	struct ask ask = { 0 };
 	struct range range;
-	bool all;
-	struct err e;
+	const struct range *what;
 	int r = options_parse(&usage, &common, argc, argv);
 
 	if (r >= 0)
 		return r;
-	all = optind + 1 >= argc || !strcmp(argv[optind + 1], "all");
-	if (!all && range_parse(argv[optind + 1], &range, &e))
-		return say_usage("%s", e.text);
-	return out_end(invalidate_run(&ask, argv[optind], all ? NULL : &range, common.json));
+	r = ask_range_parse(argv[optind + 1], &range, &what);
+	if (r >= 0)
+		return r;
+	return out_end(invalidate_run(&ask, argv[optind], what, common.json));
 }

@@ -8,27 +8,22 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <string.h>
 
-#include "base/size.h"
+#include "base/range.h"
 #include "cmd/ask.h"
 
 static int pull_run(struct ask *ask, const char *target, const struct range *range,
 		    uint64_t priority, bool background, bool json)
 {
-	json_t *args = json_pack("{s:I, s:b}", "priority", (json_int_t)priority, "wait",
-				 !background);
 	struct err e = { 0 };
 	int r = ask_open(ask, target, "pulled", &e);
+	json_t *args;
 
-	if (range && args)
-		ask_range(args, range);
-	if (r) {
-		json_decref(args);
+	if (r)
 		return say_failed(&e, NULL);
-	}
+	args = json_pack("{s:I, s:b}", "priority", (json_int_t)priority, "wait", !background);
 	ask->phase = "pull";
-	r = ask_run(ask, "pull", args, NULL, &e);
+	r = ask_run(ask, "pull", ask_range(args, range), NULL, &e);
 	if (!r && json)
 		out_json(json_pack("{s:b, s:s, s:b}", "ok", 1, "target", ask->peer.target,
 				   "background", background));
@@ -51,7 +46,7 @@ static const char pull_more[] =
 int cmd_pull(int argc, char **argv)
 {
 	uint64_t priority = 0;
-	bool background = false, all;
+	bool background = false;
 	const struct opt options[] = {
 		{ "priority", 'p', OPT_NUMBER, "N",
 		  "before what has less; default: 0, as the background pull has", &priority },
@@ -70,15 +65,14 @@ int cmd_pull(int argc, char **argv)
 	struct common common;
 	struct ask ask = { 0 };
 	struct range range;
-	struct err e;
+	const struct range *what;
 	int r = options_parse(&usage, &common, argc, argv);
 
 	if (r >= 0)
 		return r;
-	all = optind + 1 >= argc || !strcmp(argv[optind + 1], "all");
-	if (!all && range_parse(argv[optind + 1], &range, &e))
-		return say_usage("%s", e.text);
+	r = ask_range_parse(argv[optind + 1], &range, &what);
+	if (r >= 0)
+		return r;
 	ask.quiet = common.quiet;
-	return out_end(pull_run(&ask, argv[optind], all ? NULL : &range, priority, background,
-				common.json));
+	return out_end(pull_run(&ask, argv[optind], what, priority, background, common.json));
 }

@@ -7,23 +7,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "base/rng.h"
 #include "io/sim.h"
 #include "store/spec.h"
 
@@ -42,6 +38,9 @@ const struct store_kind store_kinds[] = {
 #define OPTIONS "size=29672&chunk=4K&create=1"
 
 static_assert(SIZE == 29672, "as the options say");
+
+#define LIFE_STEPS 40u
+#include "killed.h"
 
 struct world {
 	struct sim *sim;
@@ -96,14 +95,8 @@ static void world_loop(struct world *w, bool sim)
 
 static void world_init(struct world *w)
 {
-	const char *tmp = getenv("TMPDIR");
-
-	/* The order of calls is what is tested: memory will do, where there is some. */
-	if (!tmp || strlen(tmp) > 40)
-		tmp = access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm";
 	memset(w, 0, sizeof(*w));
-	snprintf(w->dir, sizeof(w->dir), "%s/directory-XXXXXX", tmp);
-	assert_non_null(mkdtemp(w->dir));
+	life_dir_make(w->dir, sizeof(w->dir), "directory");
 	world_loop(w, false);
 }
 
@@ -134,18 +127,6 @@ static void close_store(struct world *w)
 	w->store = NULL;
 }
 
-static void dir_remove(const char *dir)
-{
-	struct dirent *entry;
-	DIR *d = opendir(dir);
-
-	while (d && (entry = readdir(d)))
-		unlinkat(dirfd(d), entry->d_name, 0);
-	if (d)
-		closedir(d);
-	rmdir(dir);
-}
-
 static char *path_of(struct world *w, const char *name)
 {
 	static char path[128];
@@ -159,7 +140,7 @@ static void world_done(struct world *w)
 	close_store(w);
 	loop_close(w->loop);
 	sim_close(w->sim);
-	dir_remove(path_of(w, ""));
+	life_dir_remove(path_of(w, ""));
 	rmdir(w->dir);
 }
 
@@ -509,79 +490,19 @@ static void more_requests_than_open_files_do_not_deadlock(void **state)
 
 /* ---- a crash at every system call ---- */
 
-#define STEPS 40u
-
-struct shared {
-	volatile unsigned started, flushed; /* states below */
-	uint8_t state[STEPS + 1][SIZE];
-};
-
-struct flushing {
-	struct req req;
-	struct shared *s;
-	unsigned step;
-	bool pending, done;
-};
-
-static void flush_done(struct req *req, int err)
-{
-	struct flushing *f = CONTAINER_OF(req, struct flushing, req);
-
-	assert_int_equal(0, err);
-	f->pending = false;
-	f->done = true;
-	f->s->flushed = f->step;
-}
-
-/* The child: on one thread, in a simulation. What comes behind a flush runs together with it. */
-static void scenario(struct shared *s, const char *dir, uint64_t seed)
-{
-	struct flushing flush = { .s = s };
-	struct world w = { 0 };
-	struct rng r;
-
-	rng_init(&r, seed);
-	snprintf(w.dir, sizeof(w.dir), "%s", dir);
-	world_loop(&w, true);
-	open_ok(&w, OPTIONS);
-	for (unsigned i = 1; i <= STEPS; i++) {
-		uint64_t off = rng_below(&r, SIZE), room = MIN(3 * CHUNK, SIZE - off);
-		uint64_t len = 1 + rng_below(&r, room);
-		bool writes = rng_chance(&r, 700000);
-
-		if (!flush.pending && rng_chance(&r, 400000)) {
-			flush = (struct flushing){ .s = s, .step = i - 1, .pending = true };
-			flush.req = (struct req){ .op = REQ_FLUSH, .done = flush_done };
-			req_submit(w.store, &flush.req);
-		}
-		memcpy(s->state[i], s->state[i - 1], SIZE);
-		memset(s->state[i] + off, writes ? (int)i : 0, len);
-		s->started = i;
-		if (writes)
-			assert_int_equal(0, store_write(w.store, off, s->state[i] + off, len, 0));
-		else
-			assert_int_equal(0, store_zero(w.store, off, len));
-		if (flush.pending && rng_chance(&r, 500000))
-			assert_int_equal(0, loop_run_until(w.loop, &flush.done, NEVER_NS));
-	}
-	if (flush.pending)
-		assert_int_equal(0, loop_run_until(w.loop, &flush.done, NEVER_NS));
-	close_store(&w);
-	_exit(0);
-}
+#define PATH_ROOM 512u /* the directory's own may be long */
 
 /* What the kernel was asked for, so that what a power cut may leave is known, too: a file has its
  * name only when its bytes are durable, the index only when the names are, and a file goes only
  * when the index is durable that has it no more. */
 struct order {
 	pid_t pid;
+	char opening[PATH_ROOM]; /* the path of an open(2) that has not returned */
 	char path[256][32]; /* of an fd */
 	bool unsynced[256]; /* of an fd whose path was written to */
 	bool names, index;  /* not durable */
 	unsigned renames, removed;
 };
-
-#define PATH_ROOM 512u /* the directory's own may be long */
 
 static void child_text(const struct order *o, uint64_t at, char *text)
 {
@@ -664,51 +585,39 @@ static void order_opened(struct order *o, const char *path, int64_t fd)
 			o->unsynced[fd] |= o->unsynced[i];
 }
 
-/* Runs the scenario up to its n-th call that changes files. False: it came to its end before. */
-static bool run_until(struct shared *s, const char *dir, uint64_t seed, unsigned n, struct order *o)
-{
-	struct __ptrace_syscall_info info;
-	char path[PATH_ROOM] = "";
-	int status;
-	pid_t pid;
+struct killed_life {
+	struct life *life;
+	const char *dir;
+	uint64_t seed;
+	struct order order;
+};
 
-	memset(s, 0, sizeof(*s));
-	memset(o, 0, sizeof(*o));
-	pid = o->pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		ptrace(PTRACE_TRACEME, 0, 0, 0);
-		raise(SIGSTOP);
-		scenario(s, dir, seed);
+static void child_run(void *arg)
+{
+	struct killed_life *k = arg;
+	struct world w = { 0 };
+
+	snprintf(w.dir, sizeof(w.dir), "%s", k->dir);
+	world_loop(&w, true);
+	open_ok(&w, OPTIONS);
+	life_run(k->life, w.store, k->seed, (struct life_odds){ .flush = 400000, .wait = 500000 });
+	close_store(&w);
+}
+
+static bool child_changes(void *arg, pid_t pid, const struct __ptrace_syscall_info *info)
+{
+	struct order *o = &((struct killed_life *)arg)->order;
+
+	o->pid = pid;
+	if (info->op == PTRACE_SYSCALL_INFO_EXIT && *o->opening) {
+		order_opened(o, o->opening, info->exit.rval);
+		o->opening[0] = '\0';
 	}
-	assert_int_equal(pid, waitpid(pid, &status, 0));
-	assert_true(WIFSTOPPED(status));
-	assert_int_equal(
-		0, ptrace(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
-	for (;;) {
-		assert_int_equal(0, ptrace(PTRACE_SYSCALL, pid, 0, 0));
-		assert_int_equal(pid, waitpid(pid, &status, 0));
-		if (WIFEXITED(status)) {
-			assert_int_equal(0, WEXITSTATUS(status));
-			return false;
-		}
-		assert_true(WIFSTOPPED(status) && WSTOPSIG(status) == (SIGTRAP | 0x80));
-		memset(&info, 0, sizeof(info));
-		assert_true(ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof(info), &info) > 0);
-		if (info.op == PTRACE_SYSCALL_INFO_EXIT && *path) {
-			order_opened(o, path, info.exit.rval);
-			path[0] = '\0';
-		}
-		if (info.op != PTRACE_SYSCALL_INFO_ENTRY)
-			continue;
-		if (info.entry.nr == SYS_openat)
-			child_text(o, info.entry.args[1], path);
-		if (order_call(o, &info) && n-- == 0)
-			break;
-	}
-	kill(pid, SIGKILL);
-	assert_int_equal(pid, waitpid(pid, &status, 0));
-	return true;
+	if (info->op != PTRACE_SYSCALL_INFO_ENTRY)
+		return false;
+	if (info->entry.nr == SYS_openat)
+		child_text(o, info->entry.args[1], o->opening);
+	return order_call(o, info);
 }
 
 /* What was not synced may be anything. */
@@ -724,30 +633,13 @@ static void changes_garble(struct world *w)
 		closedir(d);
 }
 
-static void check_chunks(const struct shared *s, const uint8_t *bytes, uint64_t seed, unsigned n)
-{
-	for (unsigned c = 0; c < CHUNKS; c++) {
-		size_t off = (size_t)c * CHUNK, len = MIN(CHUNK, SIZE - off);
-		unsigned i = s->flushed;
-
-		while (i <= s->started && memcmp(s->state[i] + off, bytes + off, len))
-			i++;
-		if (i > s->started)
-			fail_msg(
-				"seed %llu, killed at call %u: chunk %u is as it was at no step from %u to %u",
-				(unsigned long long)seed, n, c, s->flushed, s->started);
-	}
-}
-
 static void killed_at_any_system_call_each_chunk_is_as_flushed_or_newer_and_whole(void **state)
 {
-	struct shared *s =
-		mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct killed_life k = { .life = life_open() };
+	const struct killer killer = { child_run, child_changes, &k };
 	unsigned n = 0, removed = 0;
-	struct order order;
 
 	(void)state;
-	assert_true(s != MAP_FAILED);
 	for (uint64_t seed = 1; seed <= 2; seed++) {
 		bool more = true;
 
@@ -755,11 +647,14 @@ static void killed_at_any_system_call_each_chunk_is_as_flushed_or_newer_and_whol
 			struct world w;
 
 			world_init(&w);
-			more = run_until(s, w.dir, seed, n, &order);
+			k.dir = w.dir;
+			k.seed = seed;
+			k.order = (struct order){ 0 };
+			more = life_killed_at(k.life, &killer, n);
 			changes_garble(&w);
 			open_ok(&w, OPTIONS);
 			assert_int_equal(0, store_read(w.store, 0, other, SIZE));
-			check_chunks(s, other, seed, n);
+			life_check(k.life, other, seed, n);
 			/* And it stays so. */
 			assert_int_equal(0, store_flush(w.store));
 			close_store(&w);
@@ -768,11 +663,11 @@ static void killed_at_any_system_call_each_chunk_is_as_flushed_or_newer_and_whol
 			assert_memory_equal(buf, other, SIZE);
 			world_done(&w);
 		}
-		assert_true(n > 100 && order.renames > 10);
-		removed += order.removed;
+		assert_true(n > 100 && k.order.renames > 10);
+		removed += k.order.removed;
 	}
 	assert_true(removed > 0);
-	munmap(s, sizeof(*s));
+	munmap(k.life, sizeof(*k.life));
 }
 
 int main(void)

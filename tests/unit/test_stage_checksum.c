@@ -3,20 +3,15 @@
  * The checksum stage: what is not what was written is found, what was written is never accused,
  * also after a crash at any call that changes files and after power cuts below.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -47,6 +42,9 @@ const struct store_kind store_kinds[] = {
 
 static_assert(SIZE == 37864, "as the text says");
 
+#define LIFE_STEPS 25u
+#include "killed.h"
+
 struct world {
 	struct sim *sim;
 	struct loop *loop;
@@ -70,14 +68,8 @@ static void world_loop(struct world *w, bool sim)
 
 static void world_init(struct world *w)
 {
-	const char *tmp = getenv("TMPDIR");
-
-	/* The order of calls is what is tested: memory will do, where there is some. */
-	if (!tmp || strlen(tmp) > 40)
-		tmp = access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm";
 	memset(w, 0, sizeof(*w));
-	snprintf(w->dir, sizeof(w->dir), "%s/checksum-XXXXXX", tmp);
-	assert_non_null(mkdtemp(w->dir));
+	life_dir_make(w->dir, sizeof(w->dir), "checksum");
 	world_loop(w, false);
 }
 
@@ -114,18 +106,6 @@ static void close_store(struct world *w)
 	w->store = NULL;
 }
 
-static void dir_remove(const char *dir)
-{
-	struct dirent *entry;
-	DIR *d = opendir(dir);
-
-	while (d && (entry = readdir(d)))
-		unlinkat(dirfd(d), entry->d_name, 0);
-	if (d)
-		closedir(d);
-	rmdir(dir);
-}
-
 static void world_done(struct world *w)
 {
 	char path[80];
@@ -133,8 +113,8 @@ static void world_done(struct world *w)
 	close_store(w);
 	loop_close(w->loop);
 	snprintf(path, sizeof(path), "%s/d", w->dir);
-	dir_remove(path);
-	dir_remove(w->dir);
+	life_dir_remove(path);
+	life_dir_remove(w->dir);
 }
 
 static struct store *bottom_of(struct world *w)
@@ -414,145 +394,57 @@ static void power_cuts_below_accuse_nobody(void **state)
 	}
 }
 
-#define STEPS 25u
 #define CRASH_ROW \
 	"checksum:file=%d/s,create=1,chunk=4K|directory:%d/d?size=" SIZE_TEXT "&create=1&chunk=4K"
 
-struct shared {
-	volatile unsigned started, flushed;
-	uint8_t state[STEPS + 1][SIZE];
+struct killed_life {
+	struct life *life;
+	const char *dir;
 };
 
-struct flushing {
-	struct req req;
-	struct shared *s;
-	unsigned step;
-	bool pending, done;
-};
-
-static void flush_done(struct req *req, int err)
+static void child_run(void *arg)
 {
-	struct flushing *f = CONTAINER_OF(req, struct flushing, req);
-
-	assert_int_equal(0, err);
-	f->pending = false;
-	f->done = true;
-	f->s->flushed = f->step;
-}
-
-/* What comes behind a flush runs together with it. */
-static void scenario(struct shared *s, const char *dir, uint64_t seed)
-{
-	struct flushing flush = { .s = s };
+	struct killed_life *k = arg;
 	struct world w = { 0 };
-	struct rng r;
 
-	rng_init(&r, seed);
-	snprintf(w.dir, sizeof(w.dir), "%s", dir);
+	snprintf(w.dir, sizeof(w.dir), "%s", k->dir);
 	world_loop(&w, true);
 	open_ok(&w, CRASH_ROW);
-	for (unsigned i = 1; i <= STEPS; i++) {
-		uint64_t off = rng_below(&r, SIZE), room = MIN(3 * CHUNK, SIZE - off);
-		uint64_t len = 1 + rng_below(&r, room);
-		bool writes = rng_chance(&r, 700000);
-
-		if (!flush.pending && rng_chance(&r, 600000)) {
-			flush = (struct flushing){ .s = s, .step = i - 1, .pending = true };
-			flush.req = (struct req){ .op = REQ_FLUSH, .done = flush_done };
-			req_submit(w.store, &flush.req);
-		}
-		memcpy(s->state[i], s->state[i - 1], SIZE);
-		memset(s->state[i] + off, writes ? (int)i : 0, len);
-		s->started = i;
-		if (writes)
-			assert_int_equal(0, store_write(w.store, off, s->state[i] + off, len, 0));
-		else
-			assert_int_equal(0, store_zero(w.store, off, len));
-		if (flush.pending && rng_chance(&r, 300000))
-			assert_int_equal(0, loop_run_until(w.loop, &flush.done, NEVER_NS));
-	}
-	if (flush.pending)
-		assert_int_equal(0, loop_run_until(w.loop, &flush.done, NEVER_NS));
-	_exit(0); /* a crash as well */
+	life_run(k->life, w.store, 4, (struct life_odds){ .flush = 600000, .wait = 300000 });
 }
 
-static bool changes_files(uint64_t nr)
+static bool child_changes(void *arg, pid_t pid, const struct __ptrace_syscall_info *info)
 {
-	return nr == SYS_pwrite64 || nr == SYS_fsync || nr == SYS_fdatasync || nr == SYS_renameat ||
-	       nr == SYS_renameat2 || nr == SYS_unlinkat || nr == SYS_fallocate;
-}
+	uint64_t nr = info->entry.nr;
 
-/* Up to its n-th call that changes files. False: it came to its end before. */
-static bool run_until(struct shared *s, const char *dir, uint64_t seed, unsigned n)
-{
-	struct __ptrace_syscall_info info;
-	int status;
-	pid_t pid;
-
-	memset(s, 0, sizeof(*s));
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		ptrace(PTRACE_TRACEME, 0, 0, 0);
-		raise(SIGSTOP);
-		scenario(s, dir, seed);
-	}
-	assert_int_equal(pid, waitpid(pid, &status, 0));
-	assert_true(WIFSTOPPED(status));
-	assert_int_equal(
-		0, ptrace(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
-	for (;;) {
-		assert_int_equal(0, ptrace(PTRACE_SYSCALL, pid, 0, 0));
-		assert_int_equal(pid, waitpid(pid, &status, 0));
-		if (WIFEXITED(status)) {
-			assert_int_equal(0, WEXITSTATUS(status));
-			return false;
-		}
-		assert_true(WIFSTOPPED(status) && WSTOPSIG(status) == (SIGTRAP | 0x80));
-		assert_true(ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof(info), &info) > 0);
-		if (info.op == PTRACE_SYSCALL_INFO_ENTRY && changes_files(info.entry.nr) &&
-		    n-- == 0)
-			break;
-	}
-	kill(pid, SIGKILL);
-	assert_int_equal(pid, waitpid(pid, &status, 0));
-	return true;
-}
-
-static void check_chunks(const struct shared *s, const uint8_t *bytes, unsigned n)
-{
-	for (size_t off = 0; off < SIZE; off += CHUNK) {
-		unsigned i = s->flushed;
-
-		while (i <= s->started &&
-		       memcmp(s->state[i] + off, bytes + off, MIN(CHUNK, SIZE - off)))
-			i++;
-		if (i > s->started)
-			fail_msg("killed at call %u: chunk %zu is of no step from %u to %u", n,
-				 off / CHUNK, s->flushed, s->started);
-	}
+	(void)arg;
+	(void)pid;
+	return info->op == PTRACE_SYSCALL_INFO_ENTRY &&
+	       (nr == SYS_pwrite64 || nr == SYS_fsync || nr == SYS_fdatasync ||
+		nr == SYS_renameat || nr == SYS_renameat2 || nr == SYS_unlinkat ||
+		nr == SYS_fallocate);
 }
 
 static void killed_at_any_system_call_nothing_is_accused_and_changes_are_still_found(void **state)
 {
-	struct shared *s =
-		mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct killed_life k = { .life = life_open() };
+	const struct killer killer = { child_run, child_changes, &k };
 	bool more = true;
 	unsigned n;
 
 	(void)state;
-	assert_true(s != MAP_FAILED);
 	for (n = 0; more; n++) {
 		struct world w;
 		int r;
 
 		world_init(&w);
-		more = run_until(s, w.dir, 4, n);
+		k.dir = w.dir;
+		more = life_killed_at(k.life, &killer, n);
 		open_ok(&w, CRASH_ROW);
 		r = store_read(w.store, 0, other, SIZE);
 		if (r)
 			fail_msg("killed at call %u: %s", n, w.store->last_why);
-		check_chunks(s, other, n);
+		life_check(k.life, other, 4, n);
 		/* From now on it is known what is there. */
 		for (uint64_t off = 0; off < SIZE; off += CHUNK)
 			if (stage_checksum_known(stage_checksum_find(w.store), off) !=
@@ -563,7 +455,7 @@ static void killed_at_any_system_call_nothing_is_accused_and_changes_are_still_f
 		world_done(&w);
 	}
 	assert_true(n > 100);
-	munmap(s, sizeof(*s));
+	munmap(k.life, sizeof(*k.life));
 }
 
 int main(void)

@@ -8,79 +8,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "api_far.h"
+#include "api_engine.h"
 #include "base/rng.h"
 
 /* ---- reading and writing ---- */
-
-static void test_reads_pull_and_writes_reach_the_far_side_on_flush(void **state)
-{
-	struct far far;
-	struct remora *r;
-
-	(void)state;
-	far_init(&far, 3 * MIB + 5, true);
-	r = far_open(&far);
-	assert_computed(r, 0, far.size);
-	poke(r, 0, 0xaa);
-	poke(r, MIB + 7, 0xbb);
-	poke(r, far.size - 1, 0xcc);
-	assert_int_equal(remora_flush(r), 0);
-	assert_int_equal(far.data[0], 0xaa);
-	assert_int_equal(far.data[MIB + 7], 0xbb);
-	assert_int_equal(far.data[far.size - 1], 0xcc);
-	assert_int_equal(far.data[1], computed(1));
-	assert_true(far.flushes > 0);
-	assert_true(far.written_bytes < MIB);
-	assert_int_equal(status_of(r).dirty_bytes, 0);
-	assert_int_equal(remora_close(r), 0);
-	far_done(&far);
-}
-
-static void test_close_flushes_and_discard_does_not(void **state)
-{
-	struct far far;
-	struct remora *r;
-
-	(void)state;
-	far_init(&far, MIB, true);
-	far.options.no_push = 1;
-	r = far_open(&far);
-	poke(r, 5, 0xaa);
-	remora_discard(r);
-	assert_int_equal(far.data[5], computed(5));
-	r = far_open(&far);
-	assert_computed(r, 0, 4096);
-	poke(r, 5, 0xbb);
-	assert_int_equal(remora_close(r), 0);
-	assert_int_equal(far.data[5], 0xbb);
-	far_done(&far);
-	assert_int_equal(remora_close(NULL), 0);
-	remora_discard(NULL);
-}
-
-static void test_odd_sizes(void **state)
-{
-	static const uint64_t sizes[] = { 1, 4095, 4096, 4097, 65537 };
-
-	(void)state;
-	for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
-		struct far far;
-		struct remora *r;
-
-		far_init(&far, sizes[i], true);
-		r = far_open(&far);
-		assert_computed(r, 0, far.size);
-		for (uint64_t at = far.size; at % PAGE_BYTES; at++)
-			assert_int_equal(touch(r, at), 0);
-		poke(r, far.size - 1, 0xee);
-		if (far.size % PAGE_BYTES)
-			poke(r, far.size, 0xdd); /* goes nowhere */
-		assert_int_equal(remora_close(r), 0);
-		assert_int_equal(far.data[far.size - 1], 0xee);
-		far_done(&far);
-	}
-}
 
 static void test_lazy_means_lazy(void **state)
 {
@@ -423,9 +354,7 @@ static void test_readers_race_with_the_background_pull(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_reads_pull_and_writes_reach_the_far_side_on_flush),
-		cmocka_unit_test(test_close_flushes_and_discard_does_not),
-		cmocka_unit_test(test_odd_sizes),
+		TESTS_OF_ANY_ENGINE(NULL),
 		cmocka_unit_test(test_lazy_means_lazy),
 		cmocka_unit_test(
 			test_a_sparse_terabyte_opens_and_one_page_moves_less_than_a_mebibyte),

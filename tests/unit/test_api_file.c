@@ -15,37 +15,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "api_far.h"
+#include "api_engine.h"
 #include "front/file.h"
 
 static struct remora *file_engine(struct far *far)
 {
 	far->options.engine = "file";
 	return far_open(far);
-}
-
-static void test_reads_pull_and_writes_reach_the_far_side_on_flush(void **state)
-{
-	struct far far;
-	struct remora *r;
-
-	(void)state;
-	far_init(&far, 3 * MIB + 5, true);
-	r = file_engine(&far);
-	assert_computed(r, 0, far.size);
-	poke(r, 0, 0xaa);
-	poke(r, MIB + 7, 0xbb);
-	poke(r, far.size - 1, 0xcc);
-	assert_int_equal(remora_flush(r), 0);
-	assert_int_equal(far.data[0], 0xaa);
-	assert_int_equal(far.data[MIB + 7], 0xbb);
-	assert_int_equal(far.data[far.size - 1], 0xcc);
-	assert_int_equal(far.data[1], computed(1));
-	assert_true(far.flushes > 0);
-	assert_int_equal(status_of(r).dirty_bytes, 0);
-	assert_true(status_of(r).faults > 0);
-	assert_int_equal(remora_close(r), 0);
-	far_done(&far);
 }
 
 static void test_the_status_names_the_engine(void **state)
@@ -70,51 +46,6 @@ static void test_an_unknown_engine_is_an_error(void **state)
 	(void)state;
 	assert_int_equal(remora_open(&r, "memory:4K", &o, &e), -EINVAL);
 	assert_non_null(strstr(e.text, "engine is \"magic\""));
-}
-
-static void test_close_flushes_and_discard_does_not(void **state)
-{
-	struct far far;
-	struct remora *r;
-
-	(void)state;
-	far_init(&far, MIB, true);
-	far.options.no_push = 1;
-	r = file_engine(&far);
-	poke(r, 5, 0xaa);
-	remora_discard(r);
-	assert_int_equal(far.data[5], computed(5));
-	r = file_engine(&far);
-	assert_computed(r, 0, 4096);
-	poke(r, 5, 0xbb);
-	assert_int_equal(remora_close(r), 0);
-	assert_int_equal(far.data[5], 0xbb);
-	far_done(&far);
-}
-
-static void test_odd_sizes(void **state)
-{
-	static const uint64_t sizes[] = { 0, 1, 4095, 4096, 4097, 65537 };
-
-	(void)state;
-	for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
-		struct far far;
-		struct remora *r;
-
-		far_init(&far, sizes[i], true);
-		r = file_engine(&far);
-		assert_computed(r, 0, far.size);
-		for (uint64_t at = far.size; at % PAGE_BYTES || at == 0; at++)
-			assert_int_equal(touch(r, at), 0);
-		if (far.size)
-			poke(r, far.size - 1, 0xee);
-		if (far.size % PAGE_BYTES)
-			poke(r, far.size, 0xdd); /* goes nowhere */
-		assert_int_equal(remora_close(r), 0);
-		if (far.size)
-			assert_int_equal(far.data[far.size - 1], 0xee);
-		far_done(&far);
-	}
 }
 
 static void test_system_calls_read_from_and_write_to_untouched_memory(void **state)
@@ -437,16 +368,15 @@ static void test_what_is_local_survives_in_a_directory(void **state)
 
 int main(void)
 {
+	char engine[] = "file";
 	const struct CMUnitTest tests[] = {
 #if !IS_TSAN
 		cmocka_unit_test(test_a_program_that_just_ends_does_not_hang),
 #endif
 		cmocka_unit_test(test_without_the_right_to_userfaultfd_it_is_a_file),
-		cmocka_unit_test(test_reads_pull_and_writes_reach_the_far_side_on_flush),
+		TESTS_OF_ANY_ENGINE(engine),
 		cmocka_unit_test(test_the_status_names_the_engine),
 		cmocka_unit_test(test_an_unknown_engine_is_an_error),
-		cmocka_unit_test(test_close_flushes_and_discard_does_not),
-		cmocka_unit_test(test_odd_sizes),
 		cmocka_unit_test(test_system_calls_read_from_and_write_to_untouched_memory),
 		cmocka_unit_test(test_lazy_means_lazy),
 		cmocka_unit_test(test_read_only_is_sigsegv),

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/le.h"
 #include "region/near_disk_int.h"
 
 #define AGAIN_NS NS_PER_S /* after a failure */
@@ -88,7 +89,7 @@ static int put_clean(struct near_disk *d, const struct nd_item *item, uint32_t h
 	struct nd_record rec;
 
 	for (uint32_t i = 0; i < hashes; i++)
-		nd_put64(buf + 8 * (size_t)i, d->compact.hash[item->hash_at + i]);
+		put64(buf + 8 * (size_t)i, d->compact.hash[item->hash_at + i]);
 	nd_record_fill(&rec, ND_CLEAN, item->range, buf, 8 * (size_t)hashes);
 	return put_record(d, &rec, buf);
 }

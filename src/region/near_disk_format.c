@@ -12,7 +12,6 @@
  */
 #include "region/near_disk_format.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -23,6 +22,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/le.h"
 #include "base/range.h"
 
 #define MAGIC 0x314a4e52u /* "RNJ1" */
@@ -56,20 +56,6 @@ uint64_t nd_hash_zeros(size_t len)
 	for (size_t at = 0; at < len; at += sizeof(zeros))
 		(void)XXH3_64bits_update(&state, zeros, MIN(len - at, sizeof(zeros)));
 	return XXH3_64bits_digest(&state);
-}
-
-void nd_put64(uint8_t *at, uint64_t v)
-{
-	v = htole64(v);
-	memcpy(at, &v, sizeof(v));
-}
-
-uint64_t nd_get64(const uint8_t *at)
-{
-	uint64_t v;
-
-	memcpy(&v, at, sizeof(v));
-	return le64toh(v);
 }
 
 /* ---- meta ---- */
@@ -183,49 +169,35 @@ int nd_meta_parse(struct nd_meta *ret, const char *text, size_t len, struct err 
 
 /* ---- records ---- */
 
-static void put32(uint8_t *at, uint32_t v)
-{
-	v = htole32(v);
-	memcpy(at, &v, sizeof(v));
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-	uint32_t v;
-
-	memcpy(&v, at, sizeof(v));
-	return le32toh(v);
-}
-
 void nd_record_put(uint8_t buf[ND_RECORD], const struct nd_record *rec)
 {
 	put32(buf, MAGIC);
 	put32(buf + 4, rec->type | (uint32_t)rec->flags << 16);
-	nd_put64(buf + 8, rec->seq);
-	nd_put64(buf + 16, rec->off);
-	nd_put64(buf + 24, rec->len);
+	put64(buf + 8, rec->seq);
+	put64(buf + 16, rec->off);
+	put64(buf + 24, rec->len);
 	put32(buf + 32, rec->payload_len);
 	put32(buf + 36, 0);
-	nd_put64(buf + 40, rec->stamp);
-	nd_put64(buf + 48, rec->payload_hash);
-	nd_put64(buf + 56, nd_hash(buf, 56));
+	put64(buf + 40, rec->stamp);
+	put64(buf + 48, rec->payload_hash);
+	put64(buf + 56, nd_hash(buf, 56));
 }
 
 bool nd_record_get(struct nd_record *ret, const uint8_t buf[ND_RECORD])
 {
 	uint32_t type = get32(buf + 4);
 
-	if (get32(buf) != MAGIC || nd_get64(buf + 56) != nd_hash(buf, 56))
+	if (get32(buf) != MAGIC || get64(buf + 56) != nd_hash(buf, 56))
 		return false;
 	*ret = (struct nd_record){
 		.type = (uint16_t)type,
 		.flags = (uint16_t)(type >> 16),
-		.seq = nd_get64(buf + 8),
-		.off = nd_get64(buf + 16),
-		.len = nd_get64(buf + 24),
+		.seq = get64(buf + 8),
+		.off = get64(buf + 16),
+		.len = get64(buf + 24),
 		.payload_len = get32(buf + 32),
-		.stamp = nd_get64(buf + 40),
-		.payload_hash = nd_get64(buf + 48),
+		.stamp = get64(buf + 40),
+		.payload_hash = get64(buf + 48),
 	};
 	return !get32(buf + 36);
 }

@@ -56,7 +56,5 @@ uint64_t nd_hash(const void *data, size_t len);
 struct iovec;
 uint64_t nd_hash_pieces(const struct iovec *iov, int count);
 uint64_t nd_hash_zeros(size_t len); /* of as many zeros */
-void nd_put64(uint8_t *at, uint64_t v);
-uint64_t nd_get64(const uint8_t *at);
 
 #endif

@@ -25,6 +25,8 @@
 
 #include "region/near_disk_int.h"
 
+#include "base/le.h"
+
 void nd_record_fill(struct nd_record *rec, enum nd_type type, struct range r, const void *payload,
 		    size_t len)
 {
@@ -139,7 +141,7 @@ void nd_journal_small(struct near_disk *d, enum nd_type type, struct range r,
 	at = j->small + j->small_len;
 	memset(at, 0, room);
 	for (uint32_t i = 0; i < hashes; i++)
-		nd_put64(at + ND_RECORD + 8 * (size_t)i, hash[i]);
+		put64(at + ND_RECORD + 8 * (size_t)i, hash[i]);
 	nd_record_fill(&rec, type, r, at + ND_RECORD, 8 * (size_t)hashes);
 	head_put(d, &rec, at);
 	if (!j->small_len)

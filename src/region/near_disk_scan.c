@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "base/bitmap.h"
+#include "base/le.h"
 
 #define AHEAD (1 * MIB) /* read at a time */
 
@@ -132,7 +133,7 @@ static void apply(struct nd_scan *s, const struct nd_record *rec, const uint8_t 
 	else if (rec->type == ND_CLEAN)
 		for (uint64_t i = 0; i < rec->payload_len / 8; i++)
 			nd_index_clean(ix, (rec->off >> ix->shift) + i,
-				       nd_get64(payload + 8 * i));
+				       get64(payload + 8 * i));
 }
 
 static void damaged(struct nd_scan *s, uint64_t at)

@@ -27,7 +27,6 @@
  */
 #include "stage/encrypt_int.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/core_names.h>
@@ -42,6 +41,7 @@
 
 #include "base/cleanup.h"
 #include "base/fd.h"
+#include "base/le.h"
 
 #define META_VERSION 1u
 #define META_MAC_AT (META_PAGE - 32)
@@ -53,36 +53,6 @@ static_assert(META_DOUBTS_AT + META_DOUBTS_MAX * 16 <= META_MAC_AT,
 	      "the doubts fit into the header");
 
 static const char magic[8] = "REMORAEN";
-
-/* ---- bytes ---- */
-
-static void put32(uint8_t *at, uint32_t v)
-{
-	v = htole32(v);
-	memcpy(at, &v, sizeof(v));
-}
-
-static void put64(uint8_t *at, uint64_t v)
-{
-	v = htole64(v);
-	memcpy(at, &v, sizeof(v));
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-	uint32_t v;
-
-	memcpy(&v, at, sizeof(v));
-	return le32toh(v);
-}
-
-static uint64_t get64(const uint8_t *at)
-{
-	uint64_t v;
-
-	memcpy(&v, at, sizeof(v));
-	return le64toh(v);
-}
 
 /* ---- codes ---- */
 

@@ -12,6 +12,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/le.h"
+
 #define HELLO_ANY_MAX 4096u /* of a version that we do not know yet */
 #define REQUEST_MAGIC 0x51524d52u /* "RMRQ" */
 #define REPLY_MAGIC 0x50524d52u	  /* "RMRP" */
@@ -29,41 +31,6 @@ static_assert(WIRE_LEN_MAX + WIRE_RUNS_MAX * WIRE_RUN_LEN <= UINT32_MAX,
 	      "a payload's length has 32 bits");
 static_assert(RESOURCE_SIZE_MAX < EXTENT_ZERO, "the length of an extent has 63 bits");
 static_assert(WIRE_HELLO_MAX <= HELLO_ANY_MAX, "version 1 keeps the limit of all versions");
-
-/* ---- little-endian numbers at any address ---- */
-
-static void put16(uint8_t *at, uint16_t v)
-{
-	at[0] = (uint8_t)v;
-	at[1] = (uint8_t)(v >> 8);
-}
-
-static void put32(uint8_t *at, uint32_t v)
-{
-	put16(at, (uint16_t)v);
-	put16(at + 2, (uint16_t)(v >> 16));
-}
-
-static void put64(uint8_t *at, uint64_t v)
-{
-	put32(at, (uint32_t)v);
-	put32(at + 4, (uint32_t)(v >> 32));
-}
-
-static uint16_t get16(const uint8_t *at)
-{
-	return (uint16_t)(at[0] | at[1] << 8);
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-	return get16(at) | (uint32_t)get16(at + 2) << 16;
-}
-
-static uint64_t get64(const uint8_t *at)
-{
-	return get32(at) | (uint64_t)get32(at + 4) << 32;
-}
 
 /* ---- hello ---- */
 

@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "base/bitmap.h"
+#include "base/le.h"
 #include "region/near_disk_scan.h"
 
 #define SIZE (40 * 16 * KIB + 5000)
@@ -71,7 +72,7 @@ static void mend(uint8_t *data, size_t size)
 
 		rec.type = seq == 1 ? ND_BEGIN : (uint16_t)(2 + data[at + 4] % 4);
 		rec.flags = rec.type == ND_DIRTY ? data[at + 6] % 2 : 0;
-		rec.off = rec.type == ND_SYNC ? nd_get64(data + at + 16) % (at + 1) :
+		rec.off = rec.type == ND_SYNC ? get64(data + at + 16) % (at + 1) :
 						data[at + 16] % 170 * (uint64_t)PAGE_BYTES;
 		rec.len = rec.type == ND_SYNC ? 0 : data[at + 24] % 8 * (uint64_t)PAGE_BYTES;
 		if (rec.type == ND_DIRTY && !rec.flags)

@@ -614,24 +614,10 @@ static void model_run(uint64_t seed, bool tell)
 	model_close(m);
 }
 
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text && *text ? strtoull(text, NULL, 10) : otherwise;
-}
-
 static void random_lives_against_the_model(void **state)
 {
-	uint64_t only = env_number("REMORA_SEED", 0), count = env_number("REMORA_SEEDS", 50);
-
 	(void)state;
-	if (only) {
-		model_run(only, true);
-		return;
-	}
-	for (uint64_t seed = 1; seed <= count; seed++)
-		model_run(seed, false);
+	seeds_run(50, model_run);
 }
 
 /* One short life after another that ends at the first call of the disk, the second, and so on; the
@@ -683,30 +669,17 @@ static void a_power_cut_at_every_call_loses_nothing_that_was_flushed(void **stat
 	assert_true(call > 100);
 }
 
-/* The model is of use only if it finds the bugs that it was made for. */
-static void planted(enum planted what)
+static void seed_run_with(uint64_t seed, int bug)
 {
-	int status;
-	pid_t pid = fork();
-
-	assert_true(pid >= 0);
-	if (!pid) {
-		signal(SIGABRT, SIG_DFL);
-		fclose(stderr);
-		planted_now = what;
-		for (uint64_t seed = 1; seed <= 300; seed++)
-			model_run(seed, false);
-		_exit(0);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	planted_now = (enum planted)bug;
+	model_run(seed, false);
 }
 
 #define FINDS(name, what)                                                                          \
 	static void finds_##name(void **state)                                                     \
 	{                                                                                          \
 		(void)state;                                                                       \
-		planted(what);                                                                     \
+		seeds_find(300, seed_run_with, what);                                              \
 	}
 
 FINDS(syncs_that_make_nothing_safe, PLANTED_NO_SYNC)

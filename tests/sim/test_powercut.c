@@ -245,38 +245,26 @@ static void model_run(uint64_t seed, bool lies, bool tell)
 	free(m);
 }
 
-static uint64_t env_number(const char *name, uint64_t otherwise)
+static void seed_run(uint64_t seed, bool tells)
 {
-	const char *text = getenv(name);
-
-	return text && *text ? strtoull(text, NULL, 10) : otherwise;
+	model_run(seed, false, tells);
 }
 
 static void flush_never_lies_however_the_power_is_cut(void **state)
 {
-	uint64_t only = env_number("REMORA_SEED", 0), count = env_number("REMORA_SEEDS", 50);
-
 	(void)state;
-	for (uint64_t seed = only ? only : 1; seed <= (only ? only : count); seed++)
-		model_run(seed, false, only != 0);
+	seeds_run(50, seed_run);
+}
+
+static void seed_run_with(uint64_t seed, int bug)
+{
+	model_run(seed, bug, false);
 }
 
 static void finds_a_cut_that_nobody_is_told_of(void **state)
 {
-	int status;
-	pid_t pid = fork();
-
 	(void)state;
-	assert_true(pid >= 0);
-	if (!pid) {
-		signal(SIGABRT, SIG_DFL);
-		fclose(stderr);
-		for (uint64_t seed = 1; seed <= 100; seed++)
-			model_run(seed, true, false);
-		_exit(0);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	seeds_find(100, seed_run_with, true);
 }
 
 int main(int argc, char **argv)

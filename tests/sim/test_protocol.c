@@ -680,24 +680,16 @@ static uint64_t model_run(uint64_t seed)
 	return digest;
 }
 
-static uint64_t env_number(const char *name, uint64_t otherwise)
+static void seed_run(uint64_t seed, bool tells)
 {
-	const char *text = getenv(name);
-
-	return text && *text ? strtoull(text, NULL, 10) : otherwise;
+	(void)tells;
+	(void)model_run(seed);
 }
 
 static void random_faults_against_the_model(void **state)
 {
-	uint64_t only = env_number("REMORA_SEED", 0), count = env_number("REMORA_SEEDS", 200);
-
 	(void)state;
-	if (only) {
-		model_run(only);
-		return;
-	}
-	for (uint64_t seed = 1; seed <= count; seed++)
-		model_run(seed);
+	seeds_run(200, seed_run);
 }
 
 static void a_seed_replays_the_same_run(void **state)

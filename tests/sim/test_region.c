@@ -689,49 +689,27 @@ static void model_run(uint64_t seed, enum plant plant, bool tell)
 	free(m);
 }
 
-static uint64_t env_number(const char *name, uint64_t otherwise)
+static void seed_run(uint64_t seed, bool tells)
 {
-	const char *text = getenv(name);
-
-	return text && *text ? strtoull(text, NULL, 10) : otherwise;
+	model_run(seed, PLANT_NONE, tells);
 }
 
 static void random_use_against_the_model(void **state)
 {
-	uint64_t only = env_number("REMORA_SEED", 0), count = env_number("REMORA_SEEDS", 50);
-
 	(void)state;
-	if (only) {
-		model_run(only, PLANT_NONE, true);
-		return;
-	}
-	for (uint64_t seed = 1; seed <= count; seed++)
-		model_run(seed, PLANT_NONE, false);
+	seeds_run(50, seed_run);
 }
 
-/* The model is of use only if it finds the bugs that it was made for. */
-static void planted(enum plant plant)
+static void seed_run_with(uint64_t seed, int bug)
 {
-	int status;
-	pid_t pid = fork();
-
-	assert_true(pid >= 0);
-	if (!pid) {
-		signal(SIGABRT, SIG_DFL);
-		fclose(stderr);
-		for (uint64_t seed = 1; seed <= 300; seed++)
-			model_run(seed, plant, false);
-		_exit(0);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	model_run(seed, (enum plant)bug, false);
 }
 
 #define FINDS(name, plant)                                                                         \
 	static void finds_##name(void **state)                                                     \
 	{                                                                                          \
 		(void)state;                                                                       \
-		planted(plant);                                                                    \
+		seeds_find(300, seed_run_with, plant);                                             \
 	}
 
 FINDS(a_pull_that_overwrites_newer_data, PLANT_OVERWRITE)
